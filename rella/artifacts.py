@@ -1,0 +1,308 @@
+"""Artifacts: keys, parts, manifests. A stage writes immutable parts; the manifest comes last and makes them readable.
+
+The key is a digest of everything that changes the result, so the same work is found again from any machine, and work
+that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rella.storage import Storage
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet$")
+
+Json = Any
+"""What `json` reads and writes."""
+
+
+class ArtifactError(RuntimeError):
+    """An artifact that is missing, unfinished or damaged; the message names it and the remedy."""
+
+
+def canonical_json(value: Json) -> str:
+    """Return the one JSON text of `value`: sorted keys, no blanks, UTF-8, no NaN.
+
+    Raises:
+        ValueError: NaN or infinity.
+        TypeError: something JSON does not know.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Json) -> str:
+    """Return the SHA-256 of `value`'s canonical JSON as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One immutable file of an artifact as its manifest lists it."""
+
+    name: str
+    """Path below the artifact's folder."""
+    rows: int
+    """Rows of a Parquet part; 0 for other files."""
+    bytes: int
+    sha256: str
+    facts: Mapping[str, Json] = field(default_factory=dict)
+    """Counts that the part's maker wants summed up in the manifest, e.g. truncated prompts."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, what it was made from and how; see DESIGN: the artifact's key and the facts around it."""
+
+    stage: str
+    version: int
+    key: str
+    dataset: str
+    config: Mapping[str, Json]
+    inputs: Mapping[str, str]
+    """Input name → path of the artifact below the storage."""
+    identity: Mapping[str, Json]
+    """Digests of raw files and the resolved model, where the stage has them."""
+    parts: Sequence[Part]
+    facts: Mapping[str, Json] = field(default_factory=dict)
+    """The stage's own figures: counts, losses, the chosen epoch."""
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    """What does not change the result: workers, batch sizes, storage."""
+    seconds: float = 0.0
+    created: str = ""
+    code: Mapping[str, Json] = field(default_factory=dict)
+    machine: Mapping[str, Json] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def rows(self) -> int:
+        """Rows over all parts of the main table."""
+        return sum(p.rows for p in self.parts)
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content: readable JSON that ends with a checksum of the rest."""
+        body = asdict(self)
+        return (json.dumps(body | {"checksum": digest(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes, where: str) -> Manifest:
+        """Parse a manifest file.
+
+        Raises:
+            ArtifactError: not JSON, a wrong checksum, or of another format.
+        """
+        remedy = "delete the artifact with `python -m rella clean` and run the job again"
+        try:
+            body = json.loads(data)
+            checksum = body.pop("checksum")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ArtifactError(f"{where} is not a manifest ({error}): {remedy}") from error
+        if digest(body) != checksum:
+            raise ArtifactError(f"{where} does not match its checksum, it was damaged or edited: {remedy}")
+        if body["format"] != FORMAT:
+            raise ArtifactError(f"{where} has format {body['format']}, this version reads {FORMAT}: {remedy}")
+        return Manifest(**{**body, "parts": [Part(**p) for p in body["parts"]]})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder of the storage that holds, or will hold, one stage's result."""
+
+    storage: Storage
+    path: str
+    key: str = ""
+    """64 hex digits; empty where the artifact was opened by its path alone."""
+
+    def where(self, name: str = "") -> str:
+        """Return the artifact (or a file of it) as a user would type it."""
+        return self.storage.where(f"{self.path}/{name}" if name else self.path)
+
+    @cached_property
+    def _manifest_file(self) -> str:
+        return f"{self.path}/{MANIFEST}"
+
+    def is_complete(self) -> bool:
+        """Return whether the manifest is there, readable and of this key.
+
+        Raises:
+            ArtifactError: there is a manifest, but a damaged one or another key's.
+        """
+        if not self.storage.exists(self._manifest_file):
+            return False
+        self.manifest()
+        return True
+
+    def manifest(self) -> Manifest:
+        """Return the manifest.
+
+        Raises:
+            ArtifactError: the artifact is missing, unfinished, damaged or of another key.
+        """
+        if not self.storage.exists(self._manifest_file):
+            state = "unfinished (no manifest)" if self.storage.exists(self.path) else "missing"
+            raise ArtifactError(f"artifact {self.where()} is {state}: run the job that makes it")
+        found = Manifest.from_bytes(self.storage.read(self._manifest_file), self.where(MANIFEST))
+        if self.key and found.key != self.key:
+            raise ArtifactError(f"{self.where(MANIFEST)} is of key {found.key[:12]}, expected {self.key[:12]}")
+        return found
+
+    def part_name(self, shard: int, shards: int, table: str = "") -> str:
+        """Return the path of a part below the artifact; a stage with several tables names each."""
+        return f"parts/{table + '/' if table else ''}part-{shard:05d}-of-{shards:05d}.parquet"
+
+    def write_part(
+        self, data: pa.Table, shard: int, shards: int, table: str = "", facts: Mapping[str, Json] | None = None
+    ) -> Part:
+        """Write one Parquet part atomically, stamped with the key, its pages with checksums; return its entry."""
+        stamp = {"rella.key": self.key, "rella.rows": str(data.num_rows), "rella.facts": canonical_json(facts or {})}
+        stamped = data.replace_schema_metadata(stamp)
+        sink = io.BytesIO()
+        pq.write_table(stamped, sink, compression="zstd", write_page_checksum=True)
+        part = self.write_file(self.part_name(shard, shards, table), sink.getvalue())
+        return replace(part, rows=data.num_rows, facts=dict(facts or {}))
+
+    def write_file(self, name: str, data: bytes) -> Part:
+        """Write one file below the artifact atomically and return its entry for the manifest."""
+        self.storage.write(f"{self.path}/{name}", data)
+        return Part(name, 0, len(data), hashlib.sha256(data).hexdigest())
+
+    def good_part(self, shard: int, shards: int, table: str = "") -> Part | None:
+        """Return the entry of a part that an earlier, unfinished run left whole, else None.
+
+        Every page's checksum is verified, and the stamp must be this artifact's key: a truncated, flipped or foreign
+        part is made again.
+        """
+        name = self.part_name(shard, shards, table)
+        if not self.storage.exists(f"{self.path}/{name}"):
+            return None
+        data = self.storage.read(f"{self.path}/{name}")
+        try:
+            found = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid):
+            return None
+        stamp = found.schema.metadata or {}
+        if stamp.get(b"rella.key") != self.key.encode() or stamp.get(b"rella.rows") != str(found.num_rows).encode():
+            return None
+        facts = json.loads(stamp.get(b"rella.facts", b"{}"))
+        return Part(name, found.num_rows, len(data), hashlib.sha256(data).hexdigest(), facts)
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Write the manifest, which makes the artifact readable, and drop files that it does not list."""
+        listed = {f"{self.path}/{p.name}" for p in manifest.parts}
+        for path in self.storage.list(f"{self.path}/parts", recursive=True):
+            if path not in listed:
+                self.storage.delete(path)
+        self.storage.write(self._manifest_file, manifest.to_bytes())
+        return manifest
+
+    def read(self, table: str = "", columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one table of a finished artifact, its parts in shard order.
+
+        Raises:
+            ArtifactError: unfinished, or a part that is missing or does not match the manifest; names the part.
+        """
+        parts = [p for p in self.manifest().parts if self._is_part_of(p.name, table)]
+        if not parts:
+            raise ArtifactError(f"artifact {self.where()} has no table {table!r}")
+        return pa.concat_tables(self._read_part(p, columns) for p in sorted(parts, key=lambda p: p.name))
+
+    def _is_part_of(self, name: str, table: str) -> bool:
+        return bool(_PART.search(name)) and name.removeprefix("parts/").rpartition("/")[0] == table
+
+    def _read_part(self, part: Part, columns: Sequence[str] | None) -> pa.Table:
+        damaged = f"part {self.where(part.name)} {{}}: delete the artifact (`python -m rella clean`) and run again"
+        try:
+            data = self.storage.read(f"{self.path}/{part.name}")
+        except FileNotFoundError as error:
+            raise ArtifactError(damaged.format("is missing")) from error
+        if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise ArtifactError(damaged.format("does not match the digest in the manifest")) from None
+        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+
+    def local_folder(self, name: str) -> Path:
+        """Return a folder of this machine with the files below `name` of a finished artifact (an adapter, say).
+
+        Raises:
+            ArtifactError: unfinished, or a file that does not match the manifest.
+        """
+        folder = self.storage.local_copy(f"{self.path}/{name}")
+        for part in self.manifest().parts:
+            if part.name.startswith(f"{name}/"):
+                file = folder / part.name.removeprefix(f"{name}/")
+                if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != part.sha256:
+                    raise ArtifactError(f"{self.where(part.name)} is missing or does not match the manifest")
+        return folder
+
+
+def list_artifacts(storage: Storage) -> Iterable[Artifact]:
+    """Yield every artifact folder below `storage` (`<dataset>/<stage>/<slug>-<12 hex>`), finished or not."""
+    for dataset in storage.list(""):
+        for stage in storage.list(dataset):
+            for path in storage.list(stage):
+                if re.search(r"-[0-9a-f]{12}$", path):
+                    yield Artifact(storage, path)
+
+
+def summed(parts: Sequence[Part]) -> dict[str, Json]:
+    """Return the parts' facts added up by name."""
+    total: dict[str, Json] = {}
+    for part in parts:
+        for name, value in part.facts.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def code_version() -> dict[str, Json]:
+    """Return the version of the package, the commit where there is a checkout, and the main libraries' versions."""
+    libraries = {}
+    for name in ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow", "scikit-learn"):
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    from rella import __version__
+
+    return {"rella": __version__, "commit": _commit(), "libraries": libraries}
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> dict[str, Json]:
+    """Return where this process runs: host, system, cores, Python."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(terse=True),
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

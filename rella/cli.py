@@ -1,0 +1,155 @@
+"""The command line that every job shares: YAML files, presets, flags, and where each value came from.
+
+Later layers win: defaults of the data set and model, `--preset`, `--config` files, flags. An unknown key is an error in
+each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rella.config import DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
+
+
+class UserError(Exception):
+    """Something the user can mend; shown as one message, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment and, for each field that is not at its default, the layer that set it."""
+
+    experiment: Experiment
+    sources: Mapping[str, str]
+
+    def describe(self) -> str:
+        """Return every resolved value, grouped by the layer that set it."""
+        groups: dict[str, list[str]] = {}
+        for name, value, _ in leaves(self.experiment):
+            text = value if isinstance(value, str) else json.dumps(value)
+            groups.setdefault(self.sources.get(name, "default"), []).append(f"{name}={text}")
+        wrapped = (
+            textwrap.fill(" ".join(found), 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+            for found in groups.values()
+        )
+        return "\n".join(f"  set by {source}:\n{lines}" for source, lines in zip(groups, wrapped, strict=True))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"tune": {"clip": 1}}` as `{"tune.clip": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Values) -> dict[str, Any]:
+    """Return `{"tune.clip": 1}` as `{"tune": {"clip": 1}}`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        level = nested
+        for key in path:
+            level = level.setdefault(key, {})
+        level[last] = value
+    return nested
+
+
+def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse is untyped here
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=True)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of fields; flags after it win.")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="A named setting of the paper.")
+    parser.add_argument("--show-config", action="store_true", help="Print every resolved value and leave.")
+    parser.add_class_arguments(Experiment, nested_key=None)
+    return parser
+
+
+def build(values: Values) -> Experiment:
+    """Return the experiment with these dotted fields over the defaults, types checked.
+
+    Raises:
+        UserError: an unknown field or a value of the wrong type, named.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, nested_key=None)
+    try:
+        chosen = parser.parse_object(nest(values))
+    except Exception as error:
+        raise UserError(f"configuration: {error}") from error
+    init = parser.instantiate(chosen)
+    return Experiment(**{name: getattr(init, name) for name in asdict(Experiment())})
+
+
+def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str] | None = None) -> Resolved:
+    """Lay the presets under the values that were given and return the experiment with each value's origin.
+
+    Args:
+        given: dotted field → value.
+        preset: a named setting of `config.PRESETS`.
+        origins: where each given value came from; "call" where it is not said.
+
+    Raises:
+        UserError: an unknown data set, preset, field or type.
+    """
+    named = PRESETS.get(preset, {}) if preset else {}
+    upper = {**named, **given}
+    default = Experiment()
+    dataset, model = upper.get("dataset", default.dataset), upper.get("model", default.model)
+    if dataset not in DATASETS:
+        raise UserError(f"unknown data set {dataset!r}; there are {', '.join(sorted(DATASETS))}")
+    layers: list[tuple[str, Values]] = [
+        (f"data set {dataset}", DATASETS[dataset]),
+        (f"model {model}", MODELS.get(model, {})),
+        (f"{dataset} with {model}", TOGETHER.get((dataset, model), {})),
+        (f"preset {preset}", named),
+    ]
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        values |= layer
+        sources |= dict.fromkeys(layer, source)
+    sources |= {name: (origins or {}).get(name, "call") for name in given}
+    return Resolved(build({**values, **given}), sources)
+
+
+def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
+    """Parse a job's command line. `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
+
+    Raises:
+        UserError: an unknown data set, preset, field or type.
+    """
+    parser = _parser(prog, description)
+    parsed = parser.parse_args(argv, defaults=False).as_dict()
+    preset = parsed.pop("preset", None)
+    show = parsed.pop("show_config", False)
+    files = {
+        f"file {f}": flatten(parser.parse_path(str(f), defaults=False).as_dict()) for f in parsed.pop("config", ())
+    }
+    given = flatten(parsed)
+    resolved = resolve(given, preset, {n: _origin(n, v, files) for n, v in given.items()})
+    if show:
+        print(resolved.describe())
+        sys.exit(0)
+    return resolved
+
+
+def _origin(name: str, value: object, files: Mapping[str, Values]) -> str:
+    """Return the last file that sets `name` to `value`, else the flags."""
+    found = [source for source, values in files.items() if values.get(name, _UNSET) == value]
+    return found[-1] if found else "flag"
+
+
+_UNSET = object()

@@ -1,0 +1,239 @@
+"""An experiment as typed dataclasses, and the presets that hold the paper's values.
+
+Every field says which stages' results it changes (`stages` in its metadata); those go into the keys of these stages'
+artifacts and nowhere else. A field without stages (workers, batch budgets, storage) changes no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Auto = Literal["auto"]
+Mix = Literal["original", "retrieved", "mixed"]
+History = Literal["recent", "retrieved"]
+Distance = Literal["cosine", "dot", "l2", "l1"]
+Precision = Literal["float32", "float16", "bfloat16"]
+OnBusy = Literal["wait", "leave"]
+
+PREPARE, EMBED, PCA, RETRIEVE, REIT, SCORE = STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "score")
+
+
+def _in(*stages: str) -> dict[str, tuple[str, ...]]:
+    return {"stages": stages}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """From ratings to samples (paper, Appendix B)."""
+
+    positive_above: float = field(default=3.0, metadata=_in(PREPARE))
+    """A rating above this many stars is a positive sample."""
+    min_history: int = field(default=5, metadata=_in(PREPARE))
+    """Samples with fewer earlier behaviours are dropped."""
+    split: tuple[int, int, int] = field(default=(8, 1, 1), metadata=_in(PREPARE))
+    """Proportions of train, validation and test in global time order."""
+    sample_users: int = field(default=400, metadata=_in(PREPARE))
+    """Users of the synthetic data set `sample`; other data sets ignore it."""
+    sample_seed: int = field(default=2024, metadata=_in(PREPARE))
+    """Seed of the synthetic data set `sample`; other data sets ignore it."""
+    seed: int = field(default=42, metadata=_in(REIT, SCORE, RETRIEVE))
+    """Chooses the few-shot sets and the subsets of validation and test; all training seeds share them."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Item sentences to semantic vectors (§3.2)."""
+
+    pool_bos: bool = field(default=True, metadata=_in(EMBED))
+    """Whether the mean over the hidden states includes the first special token."""
+    batch_tokens: int = 16384
+    """Token budget of one forward pass, padding included."""
+    shard_items: int = 8192
+    """Items in one part."""
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """Semantic user behaviour retrieval, SUBR (§3.2)."""
+
+    k_max: int = field(default=80, metadata=_in(RETRIEVE))
+    """Neighbours kept per sample; the top K of any smaller K is a prefix."""
+    samples: str = field(default="all", metadata=_in(RETRIEVE))
+    """Which samples: `all`, or a comma list of `train`, `valid`, `test`, each with `:N` for its few-shot set or subset
+    of N, e.g. `train:2048,valid:2000,test:5000`."""
+    shard_pairs: int = 200_000_000
+    """(target, earlier behaviour) pairs in one part."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What the model reads (Appendix A)."""
+
+    template: str = field(default="auto", metadata=_in(EMBED, REIT, SCORE))
+    """Wording: the name of a data set, or `auto` for the experiment's own."""
+    wrapper: str = field(default="vicuna", metadata=_in(REIT, SCORE))
+    """Conversation template around the prompt: `vicuna` (the paper's for every backbone) or `plain`."""
+    max_tokens: int | Auto = field(default="auto", metadata=_in(REIT, SCORE))
+    """Longer prompts lose their oldest behaviours; `auto` is the model's context minus the answer."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Retrieval-enhanced instruction tuning, ReiT, by LoRA (§3.3, §4.1.4)."""
+
+    learning_rate: float = field(default=1e-3, metadata=_in(REIT))
+    """Initial learning rate; falls linearly to 0 at the end of `max_epochs`. The paper: 1e-3 or 1.5e-3."""
+    batch_size: int = field(default=128, metadata=_in(REIT))
+    """Rows per optimiser step over all workers. The paper: 128 or 256."""
+    max_epochs: int = field(default=5, metadata=_in(REIT))
+    """Shapes the learning-rate schedule. The paper: 10 on BookCrossing, 5 on MovieLens."""
+    stop_after: int | None = field(default=None, metadata=_in(REIT))
+    """End after this many epochs of the schedule; the authors' runs stop after about one."""
+    patience: int | None = field(default=None, metadata=_in(REIT))
+    """End when validation has not improved for this many epochs."""
+    weight_decay: float = field(default=0.0, metadata=_in(REIT))
+    """AdamW's weight decay."""
+    clip: float = field(default=1.0, metadata=_in(REIT))
+    """Norm to which gradients are clipped."""
+    lora_rank: int = field(default=8, metadata=_in(REIT))
+    """Rank of the LoRA update."""
+    lora_alpha: int = field(default=16, metadata=_in(REIT))
+    """Scale of the LoRA update, alpha / rank."""
+    lora_dropout: float = field(default=0.05, metadata=_in(REIT))
+    """Dropout on the LoRA branch's input."""
+    lora_targets: tuple[str, ...] = field(default=("q_proj", "v_proj"), metadata=_in(REIT))
+    """Modules that get an update: the query and value projections."""
+    valid_rows: int | Auto = field(default="auto", metadata=_in(REIT))
+    """Seeded validation rows that choose the epoch; `auto` is min(N, 2000)."""
+    select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT))
+    """Which split chooses the epoch. `test` reproduces the authors' code; reports say so."""
+    micro_batch_rows: int = 16
+    """Rows of one forward and backward pass of one worker."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage; 3 shards the base model over the workers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Pointwise scoring (§2.3) and the test set."""
+
+    split: Literal["train", "valid", "test"] = field(default="test", metadata=_in(SCORE))
+    """Which split is scored."""
+    rows: int | Literal["all"] = field(default="all", metadata=_in(SCORE))
+    """Seeded, nested subset of the split; every table's caption names it."""
+    k: int | Auto = field(default="auto", metadata=_in(SCORE))
+    """Behaviours in a scored prompt; `auto` is the experiment's K."""
+    batch_tokens: int = 16384
+    """Token budget of one forward pass, padding included."""
+    shard_rows: int = 4096
+    """Rows in one part."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the work runs; nothing here changes a result."""
+
+    workers: int | Auto = "auto"
+    """Workers of a stage; `auto` is one per GPU, without GPUs one per CPU (at most 8)."""
+    gpu: bool | Auto = "auto"
+    """Whether workers ask for a GPU; `auto` where the cluster has any."""
+    cpus_per_worker: int = 1
+    """CPUs (and threads) of one worker."""
+    on_busy: OnBusy = "wait"
+    """When another driver works on the same artifact: wait for it, or leave with a message."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment; the names are the paper's. The same words work in every job, in files and in sweeps."""
+
+    dataset: str = field(default="sample", metadata=_in(PREPARE))
+    """Data set: `sample` (synthetic, made in seconds) or `ml-1m`."""
+    raw_dir: str | None = None
+    """Folder or zip with the data set's original files; without it they are downloaded."""
+    storage: str | None = None
+    """Folder or URI for artifacts; default `$RELLA_STORAGE`, else `~/rella`."""
+    model: str = "tiny"
+    """Base LLM: a preset (`tiny`, `vicuna-7b`, `vicuna-13b`), a folder or a hub name. Keys hold the digest of what is
+    in it, or the hub's commit, whatever it is called."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
+    precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
+    """Arithmetic of the frozen base: float16 on V100s, bfloat16 on newer cards, float32 on CPUs."""
+    k: int = field(default=30, metadata=_in(REIT, SCORE))
+    """K: behaviours in a prompt."""
+    shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT))
+    """N: few-shot training samples, or `all` for full-shot."""
+    mix: Mix = field(default="mixed", metadata=_in(REIT))
+    """Training rows: N `original`, N `retrieved`, or both, `mixed` = 2N (§3.3)."""
+    history: History = field(default="retrieved", metadata=_in(REIT, SCORE))
+    """Behaviours in scored prompts (validation and test): the K most `recent` or the K `retrieved` (SUBR)."""
+    adapter: str = "auto"
+    """What is scored: `auto` = the adapter that this experiment tunes, `none` = zero-shot, or a PEFT folder."""
+    distance: Distance = field(default="cosine", metadata=_in(RETRIEVE))
+    """Similarity of item vectors (Table 8)."""
+    pca_dim: int | Auto = field(default="auto", metadata=_in(PCA))
+    """Dimensions kept by PCA; `auto` is min(512, the model's hidden size)."""
+    seed: int = field(default=0, metadata=_in(REIT))
+    """Seed of training: order of rows, LoRA initialisation, dropout."""
+    seeds: int = 1
+    """Train with this many seeds, from `seed` on, and report their mean and spread."""
+    variants: str = "auto"
+    """Rows of Table 3 to run: a comma list of `ours`, `wo-mixture`, `wo-retrieval`, `half-n`, `wo-it`,
+    `wo-it-retrieval`; `all`; `auto` is all on `sample` and `ours` elsewhere."""
+    data: DataConfig = field(default_factory=DataConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def leaves(config: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Yield (dotted name, value, stages whose result it changes) for every field, nested ones included."""
+    for f in fields(config):
+        value, name = getattr(config, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value, tuple(f.metadata.get("stages", ()))
+
+
+Values = Mapping[str, Any]
+"""Dotted field name → value; what presets are made of."""
+
+DATASETS: dict[str, Values] = {
+    "sample": {"data.positive_above": 3.0},
+    "ml-1m": {"data.positive_above": 3.0, "k": 30, "shots": 8192, "tune.max_epochs": 5},
+}
+"""Appendix B and §4.2: the label rule, K, N of the `< 1%` setting, maximum epochs."""
+
+MODELS: dict[str, Values] = {
+    "tiny": {"precision": "float32"},
+    "vicuna-7b": {"precision": "float16"},
+    "vicuna-13b": {"precision": "float16"},
+}
+
+SOURCES: dict[str, str] = {
+    "vicuna-7b": "lmsys/vicuna-7b-v1.3",
+    "vicuna-13b": "lmsys/vicuna-13b-v1.3",
+}
+"""Model presets that are hub models; `tiny` ships with the package."""
+
+TOGETHER: dict[tuple[str, str], Values] = {}
+"""Values for a data set with a model, e.g. what makes the demo short."""
+
+PRESETS: dict[str, Values] = {
+    f"{dataset}-n{shots}": {"dataset": dataset, "model": "vicuna-13b", "shots": shots, "tune.learning_rate": 1e-3}
+    for dataset, counts in {"ml-1m": (8192, 65536)}.items()
+    for shots in counts
+}
+"""Named settings of the paper for `--preset` (§4.2: N for `< 1%` and `< 10%`)."""

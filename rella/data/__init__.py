@@ -1,0 +1,1 @@
+"""Data sources, samples and few-shot sets: numpy and pyarrow, one process."""

@@ -1,0 +1,84 @@
+"""Which samples a stage works on: a split, a few-shot set, a seeded subset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rella.data.fewshot import Purpose, few_shot, subset
+from rella.data.tables import column
+from rella.schemas import SPLITS
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Columns of the chosen samples, ascending by id."""
+
+    sample_id: npt.NDArray[np.int64]
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    end: npt.NDArray[np.int32]
+    label: npt.NDArray[np.float64]
+    """1, 0, or NaN where the label is unknown."""
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def rows(self, start: int, stop: int) -> Chosen:
+        """Return rows [start, stop) as views."""
+        cut = slice(start, stop)
+        return Chosen(self.sample_id[cut], self.user[cut], self.item[cut], self.end[cut], self.label[cut])
+
+
+def split_ids(samples: pa.Table, split: str) -> npt.NDArray[np.int64]:
+    """Return the ids of one split's samples, ascending."""
+    return column(samples.filter(pc.equal(samples.column("split"), split)), "sample_id")
+
+
+def split_subset(samples: pa.Table, split: Purpose, n: int | Literal["all"], seed: int) -> npt.NDArray[np.int64]:
+    """Return the ids of a split's few-shot set (train) or seeded subset of `n`, ascending; nested over `n`.
+
+    Raises:
+        ValueError: fewer than `n` samples.
+    """
+    ids = split_ids(samples, split)
+    return few_shot(ids, n, seed) if split == "train" else subset(ids, n, seed, split)
+
+
+def choose(samples: pa.Table, ids: npt.NDArray[np.int64]) -> Chosen:
+    """Return the columns of the samples `ids` (ascending).
+
+    Raises:
+        KeyError: an id that is not among the samples.
+    """
+    known = column(samples, "sample_id")
+    rows = np.searchsorted(known, ids)
+    missing = (rows == len(known)) | (known[np.minimum(rows, len(known) - 1)] != ids)
+    if missing.any():
+        raise KeyError(f"sample {ids[int(np.argmax(missing))]} is not in the data set")
+    taken = samples.take(pa.array(rows))
+    label = column(taken, "label").astype(np.float64)
+    return Chosen(column(taken, "sample_id"), column(taken, "user"), column(taken, "item"), column(taken, "end"), label)
+
+
+def wanted_ids(samples: pa.Table, wanted: str, seed: int) -> npt.NDArray[np.int64]:
+    """Return the ids that `retrieve.samples` names: `all`, or e.g. `train:2048,valid:2000,test:5000`; ascending.
+
+    Raises:
+        ValueError: an unknown split, or a count that is no number or too large.
+    """
+    if wanted == "all":
+        return column(samples, "sample_id")
+    chosen = []
+    for entry in wanted.split(","):
+        split, _, count = entry.strip().partition(":")
+        if split not in SPLITS or (count and not count.isdigit()):
+            raise ValueError(f"retrieve.samples {wanted!r}: {entry!r} is not `train`, `valid` or `test` with `:N`")
+        purpose: Purpose = split  # type: ignore[assignment]
+        chosen.append(split_subset(samples, purpose, int(count) if count else "all", seed))
+    return np.unique(np.concatenate(chosen))

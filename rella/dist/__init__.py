@@ -1,0 +1,1 @@
+"""The layer that imports Ray: sessions, shards on Ray Data, worker groups on Ray Train."""

@@ -1,0 +1,114 @@
+"""The embedding stage (§3.2): item sentences on a pool of actors that hold the model once; then PCA."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+
+from rella.artifacts import Artifact, Part
+from rella.config import Experiment
+from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.shards import Shard, cut, run_shards
+from rella.models import ModelIdentity
+from rella.prompts import template_for
+from rella.schemas import POOLED, check
+
+PROJECTION = "projection.npz"
+
+
+class EmbedWorker:
+    """Holds the model and the items' sentences; makes one part a shard."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        data: Artifact,
+        experiment: Experiment,
+        model: ModelIdentity,
+        cpus: int,
+        progress: Any,  # noqa: ANN401 - a Ray actor handle
+    ) -> None:
+        import torch
+
+        from rella.lm.loading import best_device, load_base, load_tokenizer
+
+        torch.set_num_threads(cpus)
+        self.artifact, self.experiment, self.progress = artifact, experiment, progress
+        template = template_for(experiment.prompt.template)
+        self.texts = [template.item(row) for row in data.read("items").to_pylist()]
+        self.tokenizer = load_tokenizer(model)
+        self.base = load_base(model, experiment.precision, best_device(), head=False)
+
+    def run(self, shard: Shard) -> Part:
+        """Embed the items of a shard and write their part."""
+        from rella.lm.embedding import embed_texts
+
+        vectors = embed_texts(
+            self.base,
+            self.tokenizer,
+            self.texts[shard.start : shard.stop],
+            self.experiment.embed.pool_bos,
+            self.experiment.embed.batch_tokens,
+            lambda n: report(self.progress, n),
+        )
+        table = vector_table(np.arange(shard.start, shard.stop, dtype=np.int32), vectors)
+        return self.artifact.write_part(table, shard.shard, shard.shards)
+
+
+def vector_table(item: npt.NDArray[np.int32], vectors: npt.NDArray[np.float32]) -> pa.Table:
+    """Return a table of `schemas.POOLED` from (n,) items and (n, D) vectors."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = pa.table([pa.array(item), column], names=POOLED.names)
+    check(table, POOLED, "vectors")
+    return table
+
+
+def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
+    """Return the (n, D) float32 vectors of a vector table in the order of its items."""
+    order = np.argsort(table.column("item").to_numpy(), kind="stable")
+    column = table.column("vector").combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(table), -1)[order] if len(table) else flat.reshape(0, 0)
+
+
+def embed(
+    artifact: Artifact, data: Artifact, experiment: Experiment, model: ModelIdentity, items: int, resources: Resources
+) -> list[Part]:
+    """Embed every item of the data set exactly once; return the parts."""
+    shards = cut(0, items, experiment.embed.shard_items)
+    with RemoteProgress("embed", items, "items") as progress:
+        setup = {
+            "artifact": artifact,
+            "data": data,
+            "experiment": experiment,
+            "model": model,
+            "cpus": resources.cpus,
+            "progress": progress.handle,
+        }
+        kept = lambda shard: report(progress.handle, shard.stop - shard.start)  # noqa: E731
+        return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept)[0]
+
+
+@ray.remote(num_cpus=1)
+def _project(artifact: Artifact, pooled: Artifact, dimensions: int) -> list[Part]:
+    from rella.pca import fit
+
+    vectors = vectors_of(pooled.read())
+    projection = fit(vectors, dimensions)
+    table = vector_table(np.arange(len(vectors), dtype=np.int32), projection.apply(vectors))
+    file = io.BytesIO()
+    np.savez(file, mean=projection.mean, components=projection.components, explained=projection.explained)
+    facts = {"dimensions": len(projection.components), "explained": round(float(projection.explained.sum()), 6)}
+    part = artifact.write_part(table, 0, 1, facts=facts)
+    return [part, artifact.write_file(PROJECTION, file.getvalue())]
+
+
+def project(artifact: Artifact, pooled: Artifact, dimensions: int) -> list[Part]:
+    """Reduce the pooled vectors by PCA on one node; mean and components are stored beside the vectors."""
+    parts: list[Part] = ray.get(_project.remote(artifact, pooled, dimensions))
+    return parts

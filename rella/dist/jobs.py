@@ -1,0 +1,168 @@
+"""What every script in `jobs/` does around its one call: parse, show the configuration, run, sum up in one JSON line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rella.artifacts import Artifact, ArtifactError, Json
+from rella.cli import Resolved, UserError, parse
+from rella.data.tables import column
+from rella.dist.run import Runner
+from rella.leases import BusyError
+from rella.metrics import BootstrapEstimates, bootstrap_users
+from rella.pipeline import Pipeline, Variant, chosen_variants
+from rella.report.tables import METRICS, Row, table3
+
+Figures = dict[str, Json]
+
+EXPECTED = (UserError, ArtifactError, BusyError, ValueError, FileNotFoundError, RuntimeError, OSError)
+"""Errors that end a job with their message alone."""
+
+
+def main(name: str, description: str, action: Callable[[Runner], Figures], argv: Sequence[str] | None = None) -> int:
+    """Run one job and return its exit status; the last line of output is a JSON object with its figures."""
+    started = time.monotonic()
+    try:
+        resolved = parse(argv, f"jobs/{name}.py", description)
+        _announce(resolved)
+        with Runner(resolved.experiment) as runner:
+            figures = action(runner)
+    except EXPECTED as error:
+        print(f"\n{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    e = resolved.experiment
+    seconds = round(time.monotonic() - started, 1)
+    summary = {"job": name, "dataset": e.dataset, "model": e.model, **figures, "seconds": seconds}
+    print(json.dumps(summary), flush=True)
+    return 0
+
+
+def _announce(resolved: Resolved) -> None:
+    print(f"Configuration\n{resolved.describe()}\n", flush=True)
+
+
+def prepare_job(runner: Runner) -> Figures:
+    """Raw files to users, items, interactions and samples."""
+    return _facts(runner.prepare())
+
+
+def embed_job(runner: Runner) -> Figures:
+    """Items to semantic vectors."""
+    pipeline = runner.pipeline(replace(runner.experiment, history="retrieved"))
+    runner.run([pipeline], until=pipeline.pca.name)
+    return _stage_figures(runner, pipeline, "embed", "pca")
+
+
+def retrieve_job(runner: Runner) -> Figures:
+    """Samples to their most similar behaviours."""
+    pipeline = runner.pipeline(replace(runner.experiment, history="retrieved"))
+    runner.run([pipeline], until="retrieve")
+    return _stage_figures(runner, pipeline, "retrieve")
+
+
+def score_job(runner: Runner) -> Figures:
+    """One set of scores, with any adapter or none.
+
+    Raises:
+        ArtifactError: `adapter` is `auto` and the experiment's adapter has not been tuned.
+    """
+    pipeline = runner.pipeline(runner.experiment)
+    if pipeline.reit is not None and not pipeline.reit.artifact(runner.storage).is_complete():
+        raise ArtifactError(
+            f"there is no adapter at {pipeline.reit.artifact(runner.storage).where()}: tune it with jobs/reit.py and "
+            "the same flags, give a PEFT folder with --adapter, or say --adapter none for zero-shot"
+        )
+    runner.run([pipeline])
+    found = estimates(runner, pipeline)
+    shown = {m: round(getattr(found, m).value, 6) for m in METRICS}
+    spread = {f"{m}_se": round(getattr(found, m).standard_error, 6) for m in METRICS}
+    print("\n" + table3([Row(pipeline.score.slug, [found])], caption(runner, pipeline)))
+    artifact = pipeline.score.artifact(runner.storage)
+    return {**shown, **spread, "rows": artifact.manifest().rows, "scores": artifact.where()}
+
+
+def reit_job(runner: Runner) -> Figures:
+    """The main job: the rows of Table 3 that are asked for, for every seed."""
+    experiment, variants = runner.experiment, chosen_variants(runner.experiment)
+    if experiment.adapter != "auto":
+        raise UserError(f"--adapter {experiment.adapter}: jobs/reit.py tunes adapters; score one with jobs/score.py")
+    runs = {v.name: _by_seed(runner, v) for v in variants}
+    pipelines = [p for by_seed in runs.values() for p in by_seed]
+    runner.run(pipelines)
+    rows = [Row(v.title, [estimates(runner, p) for p in runs[v.name]]) for v in variants]
+    print("\n" + table3(rows, caption(runner, pipelines[0])))
+    _say_where(runner, {v: runs[v.name] for v in variants})
+    table = {
+        v.name: {m: round(row.mean(m), 6) for m in METRICS} | {"seeds": [round(x, 6) for x in row.values("auc")]}
+        for v, row in zip(variants, rows, strict=True)
+    }
+    return {"variants": table, "rows": pipelines[0].score.artifact(runner.storage).manifest().rows}
+
+
+def _by_seed(runner: Runner, variant: Variant) -> list[Pipeline]:
+    """One pipeline a training seed; zero-shot has nothing to seed."""
+    e = runner.experiment
+    seeds = range(e.seed, e.seed + (e.seeds if variant.tuned else 1))
+    return [runner.pipeline(variant.apply(replace(e, seed=seed))) for seed in seeds]
+
+
+def estimates(runner: Runner, pipeline: Pipeline) -> BootstrapEstimates:
+    """Return a run's metrics on all scored rows, with their spread over users.
+
+    Raises:
+        ValueError: samples without labels, or all of one class.
+    """
+    scores = pipeline.score.artifact(runner.storage).read()
+    missing = scores.column("label").null_count
+    if missing:
+        raise ValueError(f"{missing} of the {len(scores)} scored samples have no label: metrics are undefined")
+    users = pipeline.prepare.artifact(runner.storage).read("users", ["offset"])
+    # A sample of the data set is the row of its target among the interactions, which are sorted by user.
+    user = np.searchsorted(column(users, "offset"), column(scores, "sample_id"), side="right")
+    return bootstrap_users(user, column(scores, "label"), column(scores, "probability"))
+
+
+def caption(runner: Runner, pipeline: Pipeline) -> str:
+    """Return what a table of scores is about: data, split, rows, model, K, N, seeds."""
+    e = pipeline.experiment
+    rows = pipeline.score.artifact(runner.storage).manifest().rows
+    which = "all" if e.score.rows == "all" else "a seeded subset"
+    spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
+    chosen = f"epoch chosen on {e.tune.select_on}"
+    return (
+        f"{e.dataset}, {e.score.split} split, {rows:,} rows ({which}); {runner.model.name}, K = {e.score.k}, "
+        f"N = {e.shots}; {chosen}; ± {spread}"
+    )
+
+
+def _say_where(runner: Runner, runs: Mapping[Variant, Sequence[Pipeline]]) -> None:
+    print("\nArtifacts")
+    for variant, pipelines in runs.items():
+        for pipeline in pipelines:
+            print(f"  {variant.title:<28} scores   {pipeline.score.artifact(runner.storage).where()}")
+            if pipeline.reit is not None:
+                print(f"  {'':<28} adapter  {pipeline.reit.artifact(runner.storage).where('adapter')}")
+    if runner.experiment.dataset == "sample":
+        print("\nThe paper's: python jobs/reit.py --dataset ml-1m --model vicuna-13b")
+    print()
+
+
+def _stage_figures(runner: Runner, pipeline: Pipeline, *names: str) -> Figures:
+    figures: Figures = {}
+    for stage in (s for s in pipeline.stages() if s.name in names):
+        figures |= _facts(stage.artifact(runner.storage))
+    return figures
+
+
+def _facts(artifact: Artifact) -> Figures:
+    manifest = artifact.manifest()
+    return {manifest.stage: artifact.where(), **{k: v for k, v in manifest.facts.items() if isinstance(v, int | float)}}

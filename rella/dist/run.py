@@ -1,0 +1,260 @@
+"""Executes pipelines: finds what is there, makes what is missing, in the order of the stages.
+
+Runs that differ in little share what they can: all missing adapters are trained by one worker group, all missing
+scores are computed by one pool.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from rella.artifacts import Artifact, Json, Manifest, Part, code_version, machine, now, summed
+from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Experiment
+from rella.data.sources import prepare, raw_identity, table1_row
+from rella.data.tables import table1
+from rella.leases import Lease
+from rella.models import ModelIdentity, adapter_identity, identify
+from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, settings
+from rella.storage import Storage, resolve_uri
+
+if TYPE_CHECKING:
+    from rella.dist.dataset import Shared
+
+Outcome = tuple[list[Part], Mapping[str, Json]]
+"""A stage's parts and facts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to make, and for whom."""
+
+    stage: Stage
+    artifact: Artifact
+    experiment: Experiment
+    found_in: Pipeline | None = None
+    """None for the first stage, which needs no other."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline whose artifacts are the stage's inputs."""
+        if self.found_in is None:
+            raise RuntimeError(f"stage {self.stage.name} has inputs and was asked for without them")
+        return self.found_in
+
+
+@dataclass
+class Runner:
+    """Everything that the pipelines of one job share. Ray is not touched before a stage that needs it is missing."""
+
+    experiment: Experiment
+    say: Callable[[str], None] = print
+    storage: Storage = field(init=False)
+    raw: Mapping[str, str] = field(init=False)
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+    _connected: bool = field(default=False, init=False)
+    _shared: dict[tuple[str, str | None], Shared] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = Storage(resolve_uri(self.experiment.storage))
+        self.raw = raw_identity(self.experiment.dataset, self.experiment.raw_dir)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    @cached_property
+    def model(self) -> ModelIdentity:
+        """The base model, resolved when a stage first needs it."""
+        return identify(self.experiment.model, self.experiment.revision)
+
+    def prepare(self) -> Artifact:
+        """Make the first stage where it is missing and return it; no model is looked at."""
+        stage = prepare_stage(self.experiment, self.raw)
+        job = Job(stage, stage.artifact(self.storage), self.experiment)
+        self._run_stage(PREPARE, [job])
+        return job.artifact
+
+    def pipeline(self, experiment: Experiment) -> Pipeline:
+        """Return the stages of an experiment on this runner's data and model.
+
+        Raises:
+            FileNotFoundError: `adapter` names a folder that is not a PEFT adapter.
+        """
+        outside = experiment.adapter not in ("auto", "none")
+        adapter = adapter_identity(Storage(resolve_uri(experiment.adapter)).local_copy("")) if outside else None
+        return build(experiment, self.raw, self.model, adapter)
+
+    def run(self, pipelines: Sequence[Pipeline], until: str = SCORE) -> None:
+        """Make every stage of the pipelines up to `until` that is not there; those that are there are taken.
+
+        Raises:
+            ValueError, RuntimeError: a stage failed; the message says which and what to do.
+        """
+        wanted: dict[str, Job] = {}
+        for pipeline in pipelines:
+            for stage in pipeline.stages():
+                wanted.setdefault(stage.key, Job(stage, stage.artifact(self.storage), pipeline.experiment, pipeline))
+        for name in STAGES[: STAGES.index(until) + 1]:
+            self._run_stage(name, [job for job in wanted.values() if job.stage.name == name])
+
+    def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:
+        missing = []
+        for job in jobs:
+            if job.artifact.is_complete():
+                self.say(f"{name:<9} found  {job.artifact.where()}")
+            else:
+                missing.append(job)
+        if missing:
+            self._make(name, missing)
+
+    def _make(self, name: str, jobs: Sequence[Job]) -> None:
+        """Make one stage of several pipelines under their leases."""
+        if name != PREPARE:
+            self._connect()
+        wait = self.experiment.cluster.on_busy == "wait"
+        with ExitStack() as leases:
+            for job in jobs:
+                leases.enter_context(Lease(job.artifact, wait, self.say, job.artifact.is_complete))
+            # Another driver may have finished some of them while this one waited.
+            left = [job for job in jobs if not job.artifact.is_complete()]
+            if left:
+                started = time.monotonic()
+                outcomes = list(_STAGES[name](self, left))
+                seconds = time.monotonic() - started
+                for job, (parts, facts) in zip(left, outcomes, strict=True):
+                    self._finish(job, parts, facts, seconds)
+                    self.say(f"{name:<9} made   {job.artifact.where()}")
+                self.say(f"{name:<9} took   {seconds:.1f} s")
+
+    def _finish(self, job: Job, parts: Sequence[Part], facts: Mapping[str, Json], seconds: float) -> None:
+        stage = job.stage
+        uses_model = stage.name in (EMBED, REIT, SCORE)
+        job.artifact.finish(
+            Manifest(
+                stage=stage.name,
+                version=stage.version,
+                key=stage.key,
+                dataset=stage.dataset,
+                config=stage.config,
+                inputs={name: other.path for name, other in stage.inputs.items()},
+                identity={**stage.identity, **({"resolved_model": as_json(self.model)} if uses_model else {})},
+                parts=list(parts),
+                facts={**summed(parts), **facts},
+                settings=settings(job.experiment),
+                seconds=round(seconds, 3),
+                created=now(),
+                code=code_version(),
+                machine=machine(),
+            )
+        )
+
+    def _connect(self) -> None:
+        from rella.dist.session import check_shared, session
+
+        if not self._connected:
+            started = time.monotonic()
+            self._open.enter_context(session(self.experiment.cluster))
+            check_shared(self.storage)
+            self._connected = True
+            self.say(f"{'ray':<9} ready  {time.monotonic() - started:.1f} s")
+
+    def share(self, pipeline: Pipeline, retrieved: bool) -> Shared:
+        """Return references to the pipeline's data (and neighbours) in the object store, loaded once a session."""
+        from rella.dist.dataset import Shared
+
+        found = pipeline.retrieve if retrieved else None
+        name = (pipeline.prepare.key, None if found is None else found.key)
+        if name not in self._shared:
+            neighbours = None if found is None else found.artifact(self.storage)
+            self._shared[name] = Shared.load(pipeline.prepare.artifact(self.storage), neighbours)
+        return self._shared[name]
+
+
+def _prepare(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    for job in jobs:
+        e = job.experiment
+        tables = prepare(e.dataset, e.raw_dir, e.data)
+        tables.validate()
+        counts = table1(tables)
+        runner.say(f"{PREPARE:<9} {table1_row(counts)}")
+        columns = {"users": tables.users, "items": tables.items}
+        columns |= {"interactions": tables.interactions, "samples": tables.samples}
+        yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], counts
+
+
+def _embed(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.embed import embed
+    from rella.dist.session import resources
+
+    for job in jobs:
+        data = job.pipeline.prepare.artifact(runner.storage)
+        items = data.manifest().facts["items"]
+        e = job.pipeline.experiment
+        parts = embed(job.artifact, data, e, runner.model, items, resources(e.cluster))
+        yield parts, {"items": items, "hidden_size": runner.model.hidden_size}
+
+
+def _pca(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.embed import project
+
+    for job in jobs:
+        pooled = job.pipeline.embed.artifact(runner.storage)
+        yield project(job.artifact, pooled, int(job.pipeline.experiment.pca_dim)), {}
+
+
+def _retrieve(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.retrieve import retrieve
+    from rella.dist.session import resources
+
+    for job in jobs:
+        e, pipeline = job.pipeline.experiment, job.pipeline
+        vectors = pipeline.pca.artifact(runner.storage)
+        on_cpus = replace(e.cluster, gpu=False)
+        yield retrieve(job.artifact, runner.share(pipeline, False), vectors, e, resources(on_cpus))
+
+
+def _reit(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.session import resources
+    from rella.dist.tune_lm import TuneTask, tune
+
+    tasks = []
+    for job in jobs:
+        e, retrieved = job.pipeline.experiment, "neighbours" in job.stage.inputs
+        shared = runner.share(job.pipeline, retrieved)
+        tasks.append(TuneTask(job.artifact, e, shared, job.stage.slug.partition("-")[2]))
+    return tune(tasks, runner.model, resources(runner.experiment.cluster))
+
+
+def _score(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.score import ScoreTask, score
+    from rella.dist.session import resources
+
+    tasks = []
+    for job in jobs:
+        pipeline, e = job.pipeline, job.pipeline.experiment
+        adapter: Artifact | str | None = None
+        if pipeline.reit is not None:
+            adapter = pipeline.reit.artifact(runner.storage)
+        elif e.adapter != "none":
+            adapter = resolve_uri(e.adapter)
+        shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
+        tasks.append(ScoreTask(job.artifact, e, shared, adapter))
+    made = score(tasks, runner.model, resources(runner.experiment.cluster))
+    return [(parts, {"rows": sum(p.rows for p in parts)}) for parts in made]
+
+
+_STAGES: dict[str, Callable[[Runner, Sequence[Job]], Iterable[Outcome]]] = {
+    PREPARE: _prepare,
+    EMBED: _embed,
+    PCA: _pca,
+    RETRIEVE: _retrieve,
+    REIT: _reit,
+    SCORE: _score,
+}

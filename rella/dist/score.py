@@ -1,0 +1,151 @@
+"""The scoring stage (§2.3) as a batch job: any base, any adapter or none, on a pool of actors that hold the base once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from rella.artifacts import Artifact, Part
+from rella.config import Experiment
+from rella.data.questions import Catalogue, Neighbours, questions
+from rella.data.selection import Chosen, choose, split_subset
+from rella.data.tables import Tables
+from rella.dist.dataset import Shared, catalogue_of
+from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.shards import Shard, cut, run_shards
+from rella.models import ModelIdentity
+from rella.prompts import template_for, wrapper_for
+from rella.schemas import SCORES, check
+from rella.storage import Storage
+
+ADAPTER = "adapter"
+"""Folder of the PEFT adapter in a `reit` artifact."""
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """One set of samples to score with one adapter or none."""
+
+    artifact: Artifact
+    experiment: Experiment
+    shared: Shared
+    adapter: Artifact | str | None
+    """A finished `reit` artifact, the URI of a PEFT folder, or None for zero-shot."""
+
+    def adapter_folder(self) -> Path | None:
+        """Return the adapter's folder on this machine.
+
+        Raises:
+            ArtifactError: the `reit` artifact is unfinished or damaged.
+        """
+        if isinstance(self.adapter, Artifact):
+            return self.adapter.local_folder(ADAPTER)
+        return None if self.adapter is None else Storage(self.adapter).local_copy("")
+
+
+def scored_samples(tables: Tables, experiment: Experiment) -> Chosen:
+    """Return the samples that a score stage covers, ascending by id."""
+    e = experiment
+    return choose(tables.samples, split_subset(tables.samples, e.score.split, e.score.rows, e.data.seed))
+
+
+def score_table(samples: Chosen, logits: np.ndarray) -> pa.Table:
+    """Return a table of `schemas.SCORES` from (n, 2) float32 logits [Yes, No] (Eq. 2)."""
+    from rella.lm.scoring import probabilities
+
+    label = pa.array(np.nan_to_num(samples.label).astype(np.int8), mask=np.isnan(samples.label))
+    columns = [samples.sample_id, label, logits[:, 0], logits[:, 1], probabilities(logits)]
+    table = pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=SCORES)
+    check(table, SCORES, "scores")
+    return table
+
+
+class ScoreWorker:
+    """Holds the base model; attaches a task's adapter when a shard of that task comes; makes one part a shard."""
+
+    def __init__(
+        self,
+        tasks: Sequence[ScoreTask],
+        model: ModelIdentity,
+        cpus: int,
+        progress: Any,  # noqa: ANN401 - a Ray actor handle
+    ) -> None:
+        import torch
+
+        from rella.lm.loading import best_device, load_base, load_tokenizer
+
+        torch.set_num_threads(cpus)
+        self.tasks, self.identity, self.progress = tasks, model, progress
+        self.tokenizer = load_tokenizer(model)
+        self.model = load_base(model, tasks[0].experiment.precision, best_device())
+        self.attached: int | None = None
+        self.tables: dict[int, tuple[Catalogue, Chosen, Neighbours | None]] = {}
+
+    def run(self, shard: Shard) -> Part:
+        """Score the samples of a shard and write their part."""
+        from rella.lm.encoding import PromptEncoder
+        from rella.lm.loading import answers_for
+        from rella.lm.scoring import answer_logits
+
+        task = self.tasks[shard.task]
+        e = task.experiment
+        catalogue, samples, neighbours = self._data(shard.task)
+        mine = samples.rows(shard.start, shard.stop)
+        wrapper = wrapper_for(e.prompt.wrapper)
+        encoder = PromptEncoder(self.tokenizer, template_for(e.prompt.template), wrapper, int(e.prompt.max_tokens))
+        prompts = encoder.encode(questions(catalogue, mine, e.history, neighbours, int(e.score.k)))
+        logits = answer_logits(
+            self._with_adapter(shard.task),
+            prompts,
+            answers_for(self.tokenizer, wrapper).pair,
+            self.tokenizer.pad_token_id,
+            e.score.batch_tokens,
+            lambda n: report(self.progress, n),
+        )
+        facts = {
+            "tokens": sum(len(p) for p in prompts),
+            "truncated_prompts": encoder.truncated,
+            "dropped_behaviours": encoder.dropped,
+        }
+        return task.artifact.write_part(score_table(mine, logits), shard.shard, shard.shards, facts=facts)
+
+    def _data(self, number: int) -> tuple[Catalogue, Chosen, Neighbours | None]:
+        if number not in self.tables:
+            task = self.tasks[number]
+            tables = task.shared.fetch_tables()
+            chosen = scored_samples(tables, task.experiment)
+            self.tables[number] = catalogue_of(tables), chosen, task.shared.fetch_neighbours()
+        return self.tables[number]
+
+    def _with_adapter(self, number: int) -> Any:  # noqa: ANN401 - transformers is untyped here
+        from rella.lm.loading import attach_adapter, detach_adapter
+
+        if self.attached != number:
+            if self.attached is not None and self.tasks[self.attached].adapter is not None:
+                self.model = detach_adapter(self.model)
+            folder = self.tasks[number].adapter_folder()
+            if folder is not None:
+                self.model = attach_adapter(self.model, folder, self.identity)
+            self.attached = number
+        return self.model
+
+
+@ray.remote(num_cpus=0)
+def _count(tables: Tables, experiment: Experiment) -> int:
+    return len(scored_samples(tables, experiment))
+
+
+def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources) -> list[list[Part]]:
+    """Score every task's samples in one pool; return the parts by task."""
+    counts: list[int] = ray.get([_count.remote(t.shared.tables, t.experiment) for t in tasks])
+    shards = [s for n, (t, rows) in enumerate(zip(tasks, counts, strict=True)) for s in cut(n, rows, t.experiment.score.shard_rows)]
+    with RemoteProgress("score", sum(counts), "prompts") as progress:
+        setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
+        kept = lambda shard: report(progress.handle, shard.stop - shard.start)  # noqa: E731
+        return run_shards(ScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept)

@@ -1,0 +1,211 @@
+"""The connection to Ray: what the cluster has, what workers inherit, and progress from wherever the work runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rella.config import ClusterConfig
+from rella.digests import cache_folder
+from rella.progress import Bar
+from rella.storage import SUBMITTED_JOB, Storage
+
+MAX_AUTO_CPU_WORKERS = 8
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker asks for, and how many there are."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    def per_worker(self) -> dict[str, float]:
+        """Return Ray's resource request of one worker."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+
+def resources(config: ClusterConfig, at_most: int | None = None) -> Resources:
+    """Return how many workers a stage gets on the connected cluster.
+
+    Raises:
+        ValueError: more is asked for than the cluster has; says what is missing.
+    """
+    have = ray.cluster_resources()
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    use_gpu = gpus > 0 if config.gpu == "auto" else config.gpu
+    if config.workers == "auto":
+        workers = gpus if use_gpu else min(MAX_AUTO_CPU_WORKERS, max(1, cpus // config.cpus_per_worker))
+    else:
+        workers = config.workers
+    missing = []
+    if use_gpu and workers > gpus:
+        missing.append(f"{workers} GPUs where the cluster has {gpus}")
+    if workers * config.cpus_per_worker > cpus:
+        missing.append(f"{workers * config.cpus_per_worker} CPUs where the cluster has {cpus}")
+    if workers < 1 or missing:
+        raise ValueError(
+            f"cluster.workers {config.workers}: needs {' and '.join(missing) or 'at least one'}; "
+            "lower --cluster.workers or --cluster.cpus_per_worker, or add nodes"
+        )
+    return Resources(min(workers, at_most or workers), config.cpus_per_worker, 1 if use_gpu else 0)
+
+
+def worker_environment(gpu: bool | str) -> dict[str, str]:
+    """Return the environment variables of every worker process."""
+    environment = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DS_LOG_LEVEL": "error",
+        "PYTHONWARNINGS": "ignore",
+        # Compiled kernels outlive a submitted job's working directory.
+        "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", str(cache_folder() / "numba")),
+    }
+    for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    if gpu is False:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def quiet_driver() -> None:
+    """Keep the libraries' own bars and notices out of the driver's output; errors still show."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+
+
+@contextmanager
+def session(config: ClusterConfig) -> Iterator[None]:
+    """Connect to the cluster in `RAY_ADDRESS` or of a submitted job; else start one on this machine, and stop it.
+
+    A local one serves nothing but 127.0.0.1. Inside a session already there nothing happens.
+    """
+    if ray.is_initialized():
+        quiet_driver()
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    joins = bool(os.environ.get("RAY_ADDRESS")) or SUBMITTED_JOB in os.environ
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": worker_environment(config.gpu)},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    if not joins:
+        options |= {"include_dashboard": False, "address": "local"}
+    quiet_driver()
+    ray.init(**options)
+    _quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@ray.remote(num_cpus=0)
+def _sees(storage: Storage, path: str) -> bool:
+    return storage.exists(path)
+
+
+def check_shared(storage: Storage) -> None:
+    """Verify that every node of the cluster sees the storage: written here, read there.
+
+    Raises:
+        ValueError: names the node that does not.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    if len(nodes) < 2 or not storage.is_local:
+        return
+    probe = f".probe-{uuid.uuid4().hex}"
+    storage.write(probe, b"")
+    try:
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            if not ray.get(_sees.options(scheduling_strategy=there).remote(storage, probe)):
+                raise ValueError(
+                    f"storage {storage.uri} is not shared: node {node['NodeManagerAddress']} does not see what this "
+                    "one wrote; give a folder on a network mount or a URI such as s3://bucket/rella with --storage"
+                )
+    finally:
+        storage.delete(probe)
+
+
+@ray.remote(num_cpus=0)
+class _Counter:
+    """Adds up what workers report; the driver looks at it now and then."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.note = ""
+
+    def add(self, rows: int, note: str = "") -> None:
+        self.done += rows
+        self.note = note or self.note
+
+    def look(self) -> tuple[int, str]:
+        return self.done, self.note
+
+
+class RemoteProgress:
+    """A bar on the driver that workers anywhere move. Pass `.handle` to them; they call `report(handle, rows)`."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.handle = _Counter.remote()  # type: ignore[attr-defined]
+        self._title, self._total, self._unit = title, total, unit
+        self._stop = threading.Event()
+
+    def __enter__(self) -> RemoteProgress:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        ray.kill(self.handle)
+
+    def _watch(self) -> None:
+        with Bar(self._title, self._total, self._unit) as bar:
+            while not self._stop.wait(POLL_SECONDS):
+                self._look(bar)
+            self._look(bar)
+
+    def _look(self, bar: Bar) -> None:
+        try:
+            bar.to(*ray.get(self.handle.look.remote(), timeout=5))
+        except ray.exceptions.RayError:
+            # Progress is a courtesy: a lost counter must not end the work.
+            time.sleep(POLL_SECONDS)
+
+
+def report(handle: Any, rows: int, note: str = "") -> None:  # noqa: ANN401 - a Ray actor handle
+    """Tell a `RemoteProgress` from a worker that `rows` more are done; returns at once."""
+    handle.add.remote(rows, note)

@@ -1,0 +1,116 @@
+"""Work cut into shards, run by a pool of Ray Data actors, one part a shard.
+
+Every stage that makes parts goes through here: parts that an earlier run left whole are kept, the rest is done by
+actors that load what they need once, and a shard whose actor dies is done again by another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy
+
+from rella.artifacts import Artifact, Part
+from rella.dist.session import Resources
+
+MIN_SHARDS = 8
+"""Small work is cut too, so that every worker gets some."""
+MIN_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [start, stop) of one task's input, and the part that they become."""
+
+    task: int
+    """Which of the tasks that share the pool."""
+    shard: int
+    shards: int
+    start: int
+    stop: int
+
+
+def cut(task: int, rows: int, at_most: int) -> list[Shard]:
+    """Cut `rows` rows into contiguous shards of at most `at_most`; the cut does not depend on the cluster."""
+    size = max(1, min(at_most, max(MIN_ROWS, math.ceil(rows / MIN_SHARDS))))
+    return cut_at(task, list(range(0, rows, size)), rows)
+
+
+def cut_at(task: int, starts: Sequence[int], rows: int) -> list[Shard]:
+    """Return shards that begin at `starts` (ascending, the first 0) and end where the next begins, or at `rows`."""
+    ends = [*starts[1:], rows]
+    return [Shard(task, i, len(starts), a, b) for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+
+
+def by_cost(task: int, cost: np.ndarray, at_most: int) -> list[Shard]:
+    """Cut rows into contiguous shards of about equal summed cost, at most `at_most` each (a costlier row is alone)."""
+    total = int(cost.sum())
+    size = max(1, min(at_most, math.ceil(total / MIN_SHARDS)))
+    before = np.cumsum(cost) - cost
+    starts = np.flatnonzero(np.diff(before // size, prepend=-1)) if len(cost) else np.array([0])
+    return cut_at(task, [int(s) for s in starts], len(cost))
+
+
+def run_shards(
+    worker: type,
+    setup: Mapping[str, Any],
+    artifacts: Sequence[Artifact],
+    shards: Sequence[Shard],
+    resources: Resources,
+    on_kept: Callable[[Shard], None] | None = None,
+) -> list[list[Part]]:
+    """Make every shard's part and return them by task, in shard order.
+
+    Args:
+        worker: a class; `worker(**setup)` loads, `worker.run(shard)` returns the part that it wrote.
+        setup: keyword arguments of `worker`, serialisable; object references are passed as they are.
+        artifacts: by task, where parts go.
+        shards: of all tasks.
+        resources: of one actor, and how many.
+        on_kept: called for every shard that an earlier run left whole.
+    """
+    found = {s: artifacts[s.task].good_part(s.shard, s.shards) for s in shards}
+    made = {s: part for s, part in found.items() if part is not None}
+    if on_kept is not None:
+        for shard in made:
+            on_kept(shard)
+    todo = [s for s in shards if s not in made]
+    if todo:
+        made |= _run(worker, setup, todo, resources)
+    return [[made[s] for s in sorted(shards, key=lambda s: s.shard) if s.task == t] for t in range(len(artifacts))]
+
+
+def _run(worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resources: Resources) -> dict[Shard, Part]:
+    data = ray.data.from_items([asdict(s) for s in todo], override_num_blocks=len(todo))
+    done = data.map_batches(
+        _ShardActor,
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(resources.workers, len(todo))),
+        # As bytes: Ray warns of actors that restart with object references among their arguments, as these references
+        # could be gone by then. Pickled by hand they stay alive until the session ends.
+        fn_constructor_kwargs={"packed": ray.cloudpickle.dumps((worker, dict(setup)))},
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+    )
+    made: dict[Shard, Part] = {}
+    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+        for row in zip(*(batch[c] for c in ("task", "shard", "shards", "start", "stop", "part")), strict=True):
+            made[Shard(*(int(v) for v in row[:5]))] = Part(**row[5])
+    return made
+
+
+class _ShardActor:
+    """What Ray Data calls: one row in, the same row with its part out."""
+
+    def __init__(self, packed: bytes) -> None:
+        worker, setup = ray.cloudpickle.loads(packed)
+        self.worker = worker(**setup)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        shards = [Shard(**{n: int(batch[n][i]) for n in batch}) for i in range(len(batch["task"]))]
+        return {**batch, "part": [asdict(self.worker.run(s)) for s in shards]}

@@ -1,0 +1,1 @@
+"""The language model: loading, embedding, tuning, scoring. One process, no Ray."""

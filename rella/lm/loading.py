@@ -1,0 +1,180 @@
+"""Base model, tokenizer, adapter and answer tokens: the only place that knows how a model gets into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rella.config import Precision
+from rella.models import ModelIdentity
+from rella.prompts import ChatWrapper, answer_text
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+BASE_FILE = "rella_base.json"
+"""Beside an adapter's weights: which base it was tuned on."""
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' loading bars and advice out of a normal run; errors still show."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(model: ModelIdentity) -> Any:  # noqa: ANN401 - transformers is untyped here
+    """Return the model's fast tokenizer; where it has no padding token, the end token pads (never trained on).
+
+    Raises:
+        OSError: the hub cannot be reached and the cache does not hold it.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(model: ModelIdentity, precision: Precision, device: torch.device, head: bool = True) -> Any:  # noqa: ANN401
+    """Return the frozen base model in evaluation mode on `device`.
+
+    Args:
+        model: which one.
+        precision: dtype of its weights.
+        device: a CPU or one GPU.
+        head: with the LM head (tuning, scoring) or without (embedding).
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM if head else AutoModel
+    with quiet_libraries():
+        loaded = kind.from_pretrained(
+            model.source, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False
+        )
+    loaded.config.use_cache = False
+    loaded.requires_grad_(False)
+    return loaded.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answer words as tokens, proven to be one token each where they stand in a prompt (§2.2, Eq. 2)."""
+
+    yes: tuple[int, ...]
+    """Tokens of the trained answer "Yes."; the first one is compared with No's."""
+    no: tuple[int, ...]
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Vocabulary indices a and b of Eq. 2."""
+        return self.yes[0], self.no[0]
+
+    def of(self, label: int) -> tuple[int, ...]:
+        """Return the tokens trained for a label."""
+        return self.yes if label else self.no
+
+
+def answers_for(tokenizer: Any, wrapper: ChatWrapper) -> Answers:  # noqa: ANN401
+    """Return the answers' tokens behind a wrapped prompt.
+
+    Raises:
+        ValueError: prompt and answer do not tokenise as one after the other, or Yes and No share their first token;
+            the logits of two words could then not be compared at one position.
+    """
+    prompt = wrapper.wrap("You should ONLY tell me yes or no.")
+    before: list[int] = tokenizer(prompt)["input_ids"]
+    if tokenizer.eos_token_id is not None and before[-1] == tokenizer.eos_token_id:
+        raise ValueError("this tokenizer ends every text with its end token: turn add_eos_token off")
+    found: list[tuple[int, ...]] = []
+    for label in (1, 0):
+        whole: list[int] = tokenizer(prompt + wrapper.separator + answer_text(label))["input_ids"]
+        if whole[: len(before)] != before:
+            raise ValueError(
+                f"with wrapper {wrapper.name!r} this tokenizer merges the end of the prompt with {answer_text(label)!r}"
+            )
+        found.append(tuple(whole[len(before) :]))
+    yes, no = found
+    for word, tokens in (("Yes", yes), ("No", no)):
+        if tokenizer.decode([tokens[0]]).strip() != word:
+            raise ValueError(
+                f"{word!r} is not one token behind wrapper {wrapper.name!r}: {tokens}; try another wrapper"
+            )
+    return Answers(yes, no)
+
+
+def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noqa: ANN401
+    """Return `base` with the PEFT adapter in `folder`; `detach_adapter` gives the base back.
+
+    Raises:
+        FileNotFoundError: no PEFT folder with safetensors.
+        ValueError: an adapter of another base, or one whose weights do not fit.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder, model)
+    try:
+        with quiet_libraries():
+            return PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"adapter {folder} does not fit {model.name}: {error}") from error
+
+
+def detach_adapter(tuned: Any) -> Any:  # noqa: ANN401
+    """Return the base model, its LoRA layers removed."""
+    return tuned.unload()
+
+
+def check_adapter(folder: Path, model: ModelIdentity) -> None:
+    """Verify that `folder` is an adapter of `model`; a missing adapter is never a silent zero-shot.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: it was tuned on another base.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
+    if (folder / BASE_FILE).exists():
+        base = json.loads((folder / BASE_FILE).read_text())
+        if base["digest"] != model.digest:
+            raise ValueError(
+                f"adapter {folder} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
+                f"({model.digest[:12]}): give --model that base, or --adapter none"
+            )
+        return
+    named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if named and "/" in named and not os.path.isabs(named) and named != model.source:
+        raise ValueError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
+
+
+def describe_base(model: ModelIdentity) -> bytes:
+    """Return the content of `rella_base.json` for an adapter tuned on `model`."""
+    fields = {"name": model.name, "source": model.source, "revision": model.revision, "digest": model.digest}
+    return (json.dumps(fields, indent=1) + "\n").encode()
+
+
+def best_device() -> torch.device:
+    """Return the process's GPU where it has one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,183 @@
+"""Rebuild the stand-in language model of the data set `sample`: `python -m rella.lm.tiny --out rella/assets/tiny`.
+
+A LlamaForCausalLM of 1.6 million parameters that knows the sample's movies as a real model knows real ones, from text
+about them and from other users' lists, and that has met the prompts' question, though with noisy answers: it uses a
+history without any tuning, and tuning has something left to teach it. The folder loads with `AutoModelForCausalLM` and
+`AutoTokenizer` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rella.data.synthetic import World, pretraining_dataset
+from rella.lm.tiny_corpus import Corpus, Mixture, tokenizer_texts
+from rella.lm.tiny_tokenizer import train_tokenizer
+from rella.prompts import ML_1M, NO, YES
+
+
+@dataclass(frozen=True)
+class TinyBuild:
+    """Everything that decides the weights, apart from the machine's arithmetic."""
+
+    steps: int = 3000
+    batch: int = 32
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    users: int = 6000
+    seed: int = 7
+    hidden: int = 160
+    layers: int = 3
+    heads: int = 5
+    intermediate: int = 608
+    spread: float = 0.07
+    """Standard deviation of the weights at first: near 1 / sqrt(hidden), or attention stays flat for long."""
+    vocabulary: int = 2048
+    other_weight: float = 0.3
+    """Weight of a token that is neither a rating nor an answer."""
+    other_share: float = 0.2
+    """Share of those tokens whose loss is taken at all; the LM head is half of the cost otherwise."""
+    easy: float = 0.3
+    """Share of the steps, the first ones, on `EASY_WORLD`."""
+    longest: int = 16
+    """Behaviours in the longest lists, which come last."""
+
+
+EASY_WORLD = World(strictness=0.1, taste=1.7, franchise=0.0, quality=0.0, noise=0.2)
+"""Users who love or hate whole genres: the model learns in minutes to look for the behaviours that matter."""
+EASY_MIXTURE = Mixture(items=0.25, questions=0.2, wrong=0.0, related=1.0, genres=3)
+
+
+def new_model(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained model for `tokenizer`, float32, with `build.seed`'s weights."""
+    torch.manual_seed(build.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=build.hidden,
+        intermediate_size=build.intermediate,
+        num_hidden_layers=build.layers,
+        num_attention_heads=build.heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=build.spread,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            # Equal queries and keys: attention begins with whatever resembles the present token, which is what a
+            # model has to learn here; otherwise half of the training goes by before it does.
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    return model
+
+
+def token_weights(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Return (V,) float32: how much the loss of predicting each token counts, 0 for padding."""
+    weights = torch.full((len(tokenizer),), build.other_weight)
+    stars = [f" ({ML_1M.stars(r)})" for r in (1, 2, 3, 4, 5)]
+    for text in (*stars, f" {YES}", f" {NO}"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) == 1:
+            weights[ids[0]] = 1.0
+    weights[tokenizer.pad_token_id] = 0.0
+    return weights
+
+
+def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
+    """Yield `build.steps` batches of token ids, (B, L) int64, padded on the right; lists grow from short to long."""
+    rng = np.random.default_rng([build.seed, 6])
+    easy = Corpus(pretraining_dataset(users=build.users, world=EASY_WORLD), EASY_MIXTURE)
+    real = Corpus(pretraining_dataset(users=build.users), mixture)
+    for step in range(build.steps):
+        corpus = easy if step < build.easy * build.steps else real
+        reach = 5 + (build.longest - 5) * min(1.0, 1.5 * step / build.steps)
+        k = int(rng.integers(3, math.floor(reach) + 1))
+        # About the same number of tokens whatever the length.
+        texts = corpus.texts(rng, max(8, round(build.batch * 10 / (k + 2))), k)
+        yield tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")["input_ids"]
+
+
+def batch_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the weighted next-token loss, a scalar; (B, L) `ids`, (V,) `weights`.
+
+    The LM head sees ratings and answers, and a random `share` of the other positions.
+    """
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    targets = ids[:, 1:]
+    weight = weights[targets]
+    kept = (weight >= 1.0) | ((weight > 0.0) & (torch.rand(weight.shape) < share))
+    losses = nn.functional.cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="none")
+    return (losses * weight[kept]).sum() / weight[kept].sum()
+
+
+def pretrain(
+    build: TinyBuild, mixture: Mixture, progress: bool = True
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train tokenizer and model from scratch and return them, the model in float32 and in evaluation mode."""
+    tokenizer = train_tokenizer(tokenizer_texts(pretraining_dataset(users=500)), build.vocabulary)
+    model = new_model(build, tokenizer)
+    weights = token_weights(build, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=build.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, build))
+    model.train()
+    bar = tqdm(batches(build, mixture, tokenizer), total=build.steps, disable=not progress, unit="step", smoothing=0.05)
+    mean = math.nan
+    for ids in bar:
+        loss = batch_loss(model, ids, weights, build.other_share)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{mean:.3f}", lr=f"{schedule.get_last_lr()[0]:.1e}", refresh=False)
+    return model.eval(), tokenizer
+
+
+def _rate(step: int, build: TinyBuild) -> float:
+    """Return the factor on the learning rate: a linear warm-up, then half a cosine down to a twentieth."""
+    if step < build.warmup:
+        return (step + 1) / build.warmup
+    done = (step - build.warmup) / max(1, build.steps - build.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a folder that `from_pretrained` loads: float16 safetensors, configuration and tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    model.float()
+    tokenizer.save_pretrained(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, train and save."""
+    parser = argparse.ArgumentParser(prog="python -m rella.lm.tiny", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. rella/assets/tiny")
+    parser.add_argument("--steps", type=int, default=TinyBuild.steps, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=TinyBuild.users, help="users to learn from (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=TinyBuild.seed, help="of weights and texts (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 takes torch's choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model, tokenizer = pretrain(TinyBuild(steps=options.steps, users=options.users, seed=options.seed), Mixture())
+    save(model, tokenizer, options.out)
+    size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
+    print(f"{options.out}: {model.num_parameters() / 1e6:.2f} million parameters, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

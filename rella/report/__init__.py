@@ -1,0 +1,1 @@
+"""Tables from artifacts; nothing here computes a result."""

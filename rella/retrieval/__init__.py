@@ -1,0 +1,1 @@
+"""Exact top-K retrieval of behaviours (SUBR, §3.2)."""
