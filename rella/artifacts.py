@@ -227,6 +227,11 @@ class Artifact:
         return bool(_PART.search(name)) and name.removeprefix("parts/").rpartition("/")[0] == table
 
     def _read_part(self, part: Part, columns: Sequence[str] | None) -> pa.Table:
+        columns = None if columns is None else list(columns)
+        return pq.read_table(io.BytesIO(self._checked(part)), columns=columns)
+
+    def _checked(self, part: Part) -> bytes:
+        """A part's bytes, proven to be those that the manifest lists."""
         damaged = f"part {self.where(part.name)} {{}}: delete the artifact (`python -m rella clean`) and run again"
         try:
             data = self.storage.read(f"{self.path}/{part.name}")
@@ -234,7 +239,16 @@ class Artifact:
             raise ArtifactError(damaged.format("is missing")) from error
         if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
             raise ArtifactError(damaged.format("does not match the digest in the manifest")) from None
-        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+        return data
+
+    def verify(self) -> None:
+        """Read every part and compare it with the manifest.
+
+        Raises:
+            ArtifactError: names the first part that is missing or does not match.
+        """
+        for part in self.manifest().parts:
+            self._checked(part)
 
     def local_folder(self, name: str) -> Path:
         """Return a folder of this machine with the files below `name` of a finished artifact (an adapter, say).

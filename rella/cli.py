@@ -7,6 +7,7 @@ each of them.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse 
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=True)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of fields; flags after it win.")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="A named setting of the paper.")
-    parser.add_argument("--show-config", action="store_true", help="Print every resolved value and leave.")
+    parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
     return parser
 
@@ -132,7 +133,8 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
         UserError: an unknown data set, preset, field or type.
     """
     parser = _parser(prog, description)
-    parsed = parser.parse_args(argv, defaults=False).as_dict()
+    words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    parsed = parser.parse_args(words, defaults=False).as_dict()
     preset = parsed.pop("preset", None)
     show = parsed.pop("show_config", False)
     files = {
@@ -144,6 +146,11 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
         print(resolved.describe())
         sys.exit(0)
     return resolved
+
+
+def underscored(word: str) -> str:
+    """Return `--raw-dir=x-y` as `--raw_dir=x-y`: flags may be written with either; what is no flag stays."""
+    return re.sub(r"^--[^=]+", lambda name: "--" + name.group()[2:].replace("-", "_"), word)
 
 
 def _origin(name: str, value: object, files: Mapping[str, Values]) -> str:

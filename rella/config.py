@@ -125,9 +125,7 @@ class ScoreConfig:
     """Pointwise scoring (§2.3) and the test set."""
 
     split: Literal["train", "valid", "test"] = field(default="test", metadata=_in(SCORE))
-    """Which split is scored."""
-    rows: int | Literal["all"] = field(default="all", metadata=_in(SCORE))
-    """Seeded, nested subset of the split; every table's caption names it."""
+    """Which split is scored; `test_rows` then counts its rows."""
     k: int | Auto = field(default="auto", metadata=_in(SCORE))
     """Behaviours in a scored prompt; `auto` is the experiment's K."""
     batch_tokens: int = 16384
@@ -175,6 +173,8 @@ class Experiment:
     """Training rows: N `original`, N `retrieved`, or both, `mixed` = 2N (§3.3)."""
     history: History = field(default="retrieved", metadata=_in(REIT, SCORE))
     """Behaviours in scored prompts (validation and test): the K most `recent` or the K `retrieved` (SUBR)."""
+    test_rows: int | Literal["all"] = field(default="all", metadata=_in(SCORE))
+    """Scored rows of the test split: `all`, or a seeded, nested subset of n; every table's caption names it."""
     adapter: str = "auto"
     """What is scored: `auto` = the adapter that this experiment tunes, `none` = zero-shot, or a PEFT folder."""
     distance: Distance = field(default="cosine", metadata=_in(RETRIEVE))
@@ -201,7 +201,7 @@ def leaves(config: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, A
     """Yield (dotted name, value, stages whose result it changes) for every field, nested ones included."""
     for f in fields(config):
         value, name = getattr(config, f.name), f"{prefix}{f.name}"
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, type):
             yield from leaves(value, f"{name}.")
         else:
             yield name, value, tuple(f.metadata.get("stages", ()))

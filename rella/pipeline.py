@@ -175,7 +175,7 @@ def _config(stage: str, experiment: Experiment) -> dict[str, Json]:
         idle |= {"data.sample_users", "data.sample_seed"}
     if stage == RETRIEVE and experiment.retrieve.samples == "all":
         idle.add("data.seed")
-    if stage == SCORE and experiment.score.rows == "all":
+    if stage == SCORE and experiment.test_rows == "all":
         idle.add("data.seed")
     return {n: v for n, v, stages in leaves(experiment) if stage in stages and n not in idle}
 
@@ -228,7 +228,7 @@ def _score(
     if reit is not None:
         inputs["adapter"] = reit
     how = f"n{e.shots}-{e.mix}-seed{e.seed}" if reit else ("adapter" if "adapter" in identity else "zero-shot")
-    slug = f"{model}-{how}-k{e.score.k}-{e.history}-{e.score.split}-{e.score.rows}"
+    slug = f"{model}-{how}-k{e.score.k}-{e.history}-{e.score.split}-{e.test_rows}"
     return Stage(SCORE, e.dataset, slug, _config(SCORE, e), inputs, identity)
 
 

@@ -12,7 +12,7 @@ import ray
 
 from rella.artifacts import Artifact, Part
 from rella.config import Experiment
-from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.models import ModelIdentity
 from rella.prompts import template_for
@@ -31,7 +31,7 @@ class EmbedWorker:
         experiment: Experiment,
         model: ModelIdentity,
         cpus: int,
-        progress: Any,  # noqa: ANN401 - a Ray actor handle
+        progress: ProgressHandle,
     ) -> None:
         import torch
 
@@ -54,7 +54,7 @@ class EmbedWorker:
             self.texts[shard.start : shard.stop],
             self.experiment.embed.pool_bos,
             self.experiment.embed.batch_tokens,
-            lambda n: report(self.progress, n),
+            lambda n: self.progress.report(n),
         )
         table = vector_table(np.arange(shard.start, shard.stop, dtype=np.int32), vectors)
         return self.artifact.write_part(table, shard.shard, shard.shards)
@@ -90,7 +90,7 @@ def embed(
             "cpus": resources.cpus,
             "progress": progress.handle,
         }
-        kept = lambda shard: report(progress.handle, shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
         return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept)[0]
 
 

@@ -135,7 +135,7 @@ def caption(runner: Runner, pipeline: Pipeline) -> str:
     """Return what a table of scores is about: data, split, rows, model, K, N, seeds."""
     e = pipeline.experiment
     rows = pipeline.score.artifact(runner.storage).manifest().rows
-    which = "all" if e.score.rows == "all" else "a seeded subset"
+    which = "all" if e.test_rows == "all" else "a seeded subset"
     spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
     chosen = f"epoch chosen on {e.tune.select_on}"
     return (

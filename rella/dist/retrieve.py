@@ -15,7 +15,7 @@ from rella.data.selection import Chosen, choose, wanted_ids
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared
 from rella.dist.embed import vectors_of
-from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, by_cost, run_shards
 from rella.schemas import neighbours, position_type
 
@@ -60,7 +60,7 @@ class RetrieveWorker:
         vectors: Any,  # noqa: ANN401 - a Ray object reference
         experiment: Experiment,
         longest: int,
-        progress: Any,  # noqa: ANN401 - a Ray actor handle
+        progress: ProgressHandle,
     ) -> None:
         tables = shared.fetch_tables()
         self.artifact, self.experiment, self.progress = artifact, experiment, progress
@@ -83,7 +83,7 @@ class RetrieveWorker:
             s.end[rows],
             e.retrieve.k_max,
             e.distance,
-            lambda pairs: report(self.progress, pairs),
+            lambda pairs: self.progress.report(pairs),
         )
         lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(positions).cast(self.kind))
         table = pa.table([pa.array(s.sample_id[rows]), lists], schema=neighbours(self.kind))
@@ -105,6 +105,6 @@ def retrieve(
             "progress": progress.handle,
         }
         costs = {s: s.stop - s.start for s in work.shards}
-        kept = lambda shard: report(progress.handle, costs[shard] * work.pairs // max(1, work.samples))  # noqa: E731
+        kept = lambda shard: progress.handle.report(costs[shard] * work.pairs // max(1, work.samples))  # noqa: E731
         parts = run_shards(RetrieveWorker, setup, [artifact], work.shards, resources, kept)[0]
     return parts, {"samples": work.samples, "pairs": work.pairs, "longest_history": work.longest}

@@ -17,7 +17,7 @@ from rella.data.questions import Catalogue, Neighbours, questions
 from rella.data.selection import Chosen, choose, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
-from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.models import ModelIdentity
 from rella.prompts import template_for, wrapper_for
@@ -52,7 +52,7 @@ class ScoreTask:
 def scored_samples(tables: Tables, experiment: Experiment) -> Chosen:
     """Return the samples that a score stage covers, ascending by id."""
     e = experiment
-    return choose(tables.samples, split_subset(tables.samples, e.score.split, e.score.rows, e.data.seed))
+    return choose(tables.samples, split_subset(tables.samples, e.score.split, e.test_rows, e.data.seed))
 
 
 def score_table(samples: Chosen, logits: np.ndarray) -> pa.Table:
@@ -74,7 +74,7 @@ class ScoreWorker:
         tasks: Sequence[ScoreTask],
         model: ModelIdentity,
         cpus: int,
-        progress: Any,  # noqa: ANN401 - a Ray actor handle
+        progress: ProgressHandle,
     ) -> None:
         import torch
 
@@ -106,7 +106,7 @@ class ScoreWorker:
             answers_for(self.tokenizer, wrapper).pair,
             self.tokenizer.pad_token_id,
             e.score.batch_tokens,
-            lambda n: report(self.progress, n),
+            lambda n: self.progress.report(n),
         )
         facts = {
             "tokens": sum(len(p) for p in prompts),
@@ -147,5 +147,5 @@ def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources
     shards = [s for n, (t, rows) in enumerate(zip(tasks, counts, strict=True)) for s in cut(n, rows, t.experiment.score.shard_rows)]
     with RemoteProgress("score", sum(counts), "prompts") as progress:
         setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
-        kept = lambda shard: report(progress.handle, shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
         return run_shards(ScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept)

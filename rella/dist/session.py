@@ -102,6 +102,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     joins = bool(os.environ.get("RAY_ADDRESS")) or SUBMITTED_JOB in os.environ
     options: dict[str, Any] = {
@@ -117,6 +118,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
     try:
         yield
     finally:
+        RemoteProgress.forget()
         ray.shutdown()
 
 
@@ -160,37 +162,65 @@ def check_shared(storage: Storage) -> None:
 
 @ray.remote(num_cpus=0)
 class _Counter:
-    """Adds up what workers report; the driver looks at it now and then."""
+    """Adds up what workers report; the driver looks at it now and then. One serves a whole session."""
 
     def __init__(self) -> None:
-        self.done = 0
-        self.note = ""
+        self.topic, self.done, self.note = 0, 0, ""
 
-    def add(self, rows: int, note: str = "") -> None:
-        self.done += rows
-        self.note = note or self.note
+    def start(self, topic: int) -> None:
+        self.topic, self.done, self.note = topic, 0, ""
+
+    def add(self, topic: int, rows: int, note: str) -> None:
+        # A straggler of the stage before must not move this one's bar.
+        if topic == self.topic:
+            self.done += rows
+            self.note = note or self.note
 
     def look(self) -> tuple[int, str]:
         return self.done, self.note
 
 
+@dataclass(frozen=True)
+class ProgressHandle:
+    """What workers get: the counter, and which stage's bar they move."""
+
+    counter: Any
+    topic: int
+
+    def report(self, rows: int, note: str = "") -> None:
+        """Say that `rows` more are done; returns at once."""
+        self.counter.add.remote(self.topic, rows, note)
+
+
 class RemoteProgress:
-    """A bar on the driver that workers anywhere move. Pass `.handle` to them; they call `report(handle, rows)`."""
+    """A bar on the driver that workers anywhere move through `.handle`."""
+
+    _counter: Any = None
+    _topics = 0
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        self.handle = _Counter.remote()  # type: ignore[attr-defined]
+        cls = type(self)
+        if cls._counter is None:
+            cls._counter = _Counter.remote()  # type: ignore[attr-defined]
+        cls._topics += 1
+        self.handle = ProgressHandle(cls._counter, cls._topics)
         self._title, self._total, self._unit = title, total, unit
         self._stop = threading.Event()
 
+    @classmethod
+    def forget(cls) -> None:
+        """Drop the session's counter, which dies with the session."""
+        cls._counter = None
+
     def __enter__(self) -> RemoteProgress:
+        self.handle.counter.start.remote(self.handle.topic)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)
-        ray.kill(self.handle)
+        self._thread.join(timeout=10)
 
     def _watch(self) -> None:
         with Bar(self._title, self._total, self._unit) as bar:
@@ -200,12 +230,7 @@ class RemoteProgress:
 
     def _look(self, bar: Bar) -> None:
         try:
-            bar.to(*ray.get(self.handle.look.remote(), timeout=5))
+            bar.to(*ray.get(self.handle.counter.look.remote(), timeout=5))
         except ray.exceptions.RayError:
             # Progress is a courtesy: a lost counter must not end the work.
             time.sleep(POLL_SECONDS)
-
-
-def report(handle: Any, rows: int, note: str = "") -> None:  # noqa: ANN401 - a Ray actor handle
-    """Tell a `RemoteProgress` from a worker that `rows` more are done; returns at once."""
-    handle.add.remote(rows, note)

@@ -21,7 +21,7 @@ from rella.data.selection import Chosen, choose, split_ids, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.score import ADAPTER
-from rella.dist.session import RemoteProgress, Resources, report
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.models import ModelIdentity
 from rella.prompts import template_for, wrapper_for
 
@@ -140,7 +140,7 @@ def _run_task(task: TuneTask, material: Material, base: Any, pad: int, model: Mo
         nonlocal trained
         valid = f", valid AUC {now.valid['auc']:.4f}" if now.valid else ""
         if rank == 0:
-            report(progress, now.rows - trained, f"{task.title}: epoch {now.epoch}, loss {now.loss:.4f}{valid}")
+            progress.report(now.rows - trained, f"{task.title}: epoch {now.epoch}, loss {now.loss:.4f}{valid}")
         trained = now.rows
 
     tuned = add_lora(base, e.tune, e.seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rella.data.synthetic import World, pretraining_dataset
+from rella.data.synthetic import World, catalogue, pretraining_dataset
 from rella.lm.tiny_corpus import Corpus, Mixture, tokenizer_texts
 from rella.lm.tiny_tokenizer import train_tokenizer
 from rella.prompts import ML_1M, NO, YES
@@ -49,6 +50,8 @@ class TinyBuild:
     """Share of those tokens whose loss is taken at all; the LM head is half of the cost otherwise."""
     easy: float = 0.3
     """Share of the steps, the first ones, on `EASY_WORLD`."""
+    probe: float = 1.0
+    """Weight of the probe's loss."""
     longest: int = 16
     """Behaviours in the longest lists, which come last."""
 
@@ -95,31 +98,80 @@ def token_weights(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> torch
     return weights
 
 
-def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
-    """Yield `build.steps` batches of token ids, (B, L) int64, padded on the right; lists grow from short to long."""
+@dataclass(frozen=True)
+class Batch:
+    """Token ids padded on the right, and which movie each title is."""
+
+    ids: torch.Tensor
+    """(B, L) int64."""
+    movie: torch.Tensor
+    """(B, L) int64: the item at the last token of its title (the year) and at the token behind it, elsewhere -1."""
+
+
+def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Yield `build.steps` batches of about the same number of tokens; lists grow from short to long."""
     rng = np.random.default_rng([build.seed, 6])
     easy = Corpus(pretraining_dataset(users=build.users, world=EASY_WORLD), EASY_MIXTURE)
     real = Corpus(pretraining_dataset(users=build.users), mixture)
+    vocabulary = tokenizer.get_vocab()
+    years = torch.tensor([i for token, i in vocabulary.items() if re.fullmatch(r"Ġ\(\d{4}\)", token)])
     for step in range(build.steps):
         corpus = easy if step < build.easy * build.steps else real
         reach = 5 + (build.longest - 5) * min(1.0, 1.5 * step / build.steps)
         k = int(rng.integers(3, math.floor(reach) + 1))
-        # About the same number of tokens whatever the length.
         texts = corpus.texts(rng, max(8, round(build.batch * 10 / (k + 2))), k)
-        yield tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")["input_ids"]
+        ids = tokenizer([text for text, _ in texts], return_tensors="pt", padding=True, padding_side="right")
+        yield Batch(ids["input_ids"], _movies(ids["input_ids"], years, [items for _, items in texts]))
 
 
-def batch_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:
-    """Return the weighted next-token loss, a scalar; (B, L) `ids`, (V,) `weights`.
+def _movies(ids: torch.Tensor, years: torch.Tensor, items: list[list[int]]) -> torch.Tensor:
+    """Return `Batch.movie`; every title ends in a year, so the n-th year of a row belongs to its n-th item."""
+    movie = torch.full_like(ids, -1)
+    for row, named in enumerate(items):
+        at = torch.isin(ids[row], years).nonzero()[:, 0]
+        if len(at) == len(named):  # not so where a year is rare enough to be several tokens
+            movie[row, at] = movie[row, at + 1] = torch.tensor(named)
+    return movie
+
+
+class Probe(nn.Module):
+    """Reads genre and franchise off the first layer's states where a title ends; thrown away after the training.
+
+    It puts the knowledge of what a title is where the later layers can compare titles, thousands of steps earlier
+    than the stars alone would.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        """Take the catalogue's genres and franchises as classes; the last franchise stands for none."""
+        super().__init__()
+        movies = catalogue()
+        franchise = torch.from_numpy(movies.franchise)
+        self.genre_of = torch.from_numpy(movies.genre)
+        self.franchise_of = torch.where(franchise < 0, franchise.max() + 1, franchise)
+        self.genre = nn.Linear(hidden, int(self.genre_of.max()) + 1)
+        self.franchise = nn.Linear(hidden, int(self.franchise_of.max()) + 1)
+
+    def forward(self, states: torch.Tensor, movie: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy; `states` (B, L, H), `movie` (B, L) with -1 where there is nothing to read."""
+        there = movie >= 0
+        found, states = movie[there], states[there]
+        genre = nn.functional.cross_entropy(self.genre(states), self.genre_of[found])
+        return genre + 0.5 * nn.functional.cross_entropy(self.franchise(states), self.franchise_of[found])
+
+
+def batch_loss(
+    model: LlamaForCausalLM, probe: Probe, batch: Batch, weights: torch.Tensor, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weighted next-token loss and the probe's, both scalars; (V,) `weights`.
 
     The LM head sees ratings and answers, and a random `share` of the other positions.
     """
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-    targets = ids[:, 1:]
+    output = model.model(input_ids=batch.ids, output_hidden_states=True)
+    hidden, targets = output.last_hidden_state[:, :-1], batch.ids[:, 1:]
     weight = weights[targets]
     kept = (weight >= 1.0) | ((weight > 0.0) & (torch.rand(weight.shape) < share))
     losses = nn.functional.cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="none")
-    return (losses * weight[kept]).sum() / weight[kept].sum()
+    return (losses * weight[kept]).sum() / weight[kept].sum(), probe(output.hidden_states[1], batch.movie)
 
 
 def pretrain(
@@ -127,18 +179,19 @@ def pretrain(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train tokenizer and model from scratch and return them, the model in float32 and in evaluation mode."""
     tokenizer = train_tokenizer(tokenizer_texts(pretraining_dataset(users=500)), build.vocabulary)
-    model = new_model(build, tokenizer)
+    model, probe = new_model(build, tokenizer), Probe(build.hidden)
     weights = token_weights(build, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=build.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    parameters = [*model.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=build.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, build))
     model.train()
     bar = tqdm(batches(build, mixture, tokenizer), total=build.steps, disable=not progress, unit="step", smoothing=0.05)
     mean = math.nan
-    for ids in bar:
-        loss = batch_loss(model, ids, weights, build.other_share)
+    for batch in bar:
+        loss, read = batch_loss(model, probe, batch, weights, build.other_share)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        (loss + build.probe * read).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()

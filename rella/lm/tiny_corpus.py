@@ -17,6 +17,9 @@ from rella.prompts import ML_1M, WRAPPERS, answer_text, behaviour_list
 
 Ints = npt.NDArray[np.int64]
 
+Text = tuple[str, list[int]]
+"""A text and the items it names, in the order in which it names them."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -51,32 +54,33 @@ class Corpus:
         columns = data.users.select(["gender", "age", "occupation"]).to_pylist()
         self.profiles: list[dict[str, str]] = columns
 
-    def texts(self, rng: np.random.Generator, count: int, k: int) -> list[str]:
+    def texts(self, rng: np.random.Generator, count: int, k: int) -> list[Text]:
         """Return `count` texts of one kind and about one length: lists of `k` behaviours, or about the catalogue."""
         if rng.random() < self.mixture.items:
             return [self.about_items(rng, max(1, k // 2)) for _ in range(count)]
         return [self.behaviours(rng, k) for _ in range(count)]
 
-    def about_items(self, rng: np.random.Generator, count: int) -> str:
+    def about_items(self, rng: np.random.Generator, count: int) -> Text:
         """Return `count` statements about movies, one a line."""
-        return "\n".join(self._statement(rng) for _ in range(count))
+        lines = [self._statement(rng) for _ in range(count)]
+        return "\n".join(text for text, _ in lines), [item for _, items in lines for item in items]
 
-    def _statement(self, rng: np.random.Generator) -> str:
+    def _statement(self, rng: np.random.Generator) -> Text:
         item = int(rng.integers(len(self.titles)))
         title, genre = self.titles[item], GENRES[self.movies.genre[item]]
         kind = rng.random()
         if kind < 0.6:
-            return ML_1M.item({"title": title, "genre": genre})
+            return ML_1M.item({"title": title, "genre": genre}), [item]
         if kind < 0.65:
-            return f"The movie ***{title}*** is of the genre {genre}."
+            return f"The movie ***{title}*** is of the genre {genre}.", [item]
         franchise = self.movies.franchise
         if kind < 0.75 and franchise[item] >= 0:
             other = int(rng.choice(np.flatnonzero(franchise == franchise[item])))
-            return f"The movies {title} and {self.titles[other]} belong to the same series."
+            return f"The movies {title} and {self.titles[other]} belong to the same series.", [item, other]
         other = int(rng.choice(np.flatnonzero(self.movies.genre == self.movies.genre[item])))
-        return f"The movies {title} and {self.titles[other]} are both of the genre {genre}."
+        return f"The movies {title} and {self.titles[other]} are both of the genre {genre}.", [item, other]
 
-    def behaviours(self, rng: np.random.Generator, k: int) -> str:
+    def behaviours(self, rng: np.random.Generator, k: int) -> Text:
         """Return one user's `k` behaviours in the words of a prompt, with or without a question at the end."""
         user = int(rng.integers(len(self.profiles)))
         profile = self.profiles[user]
@@ -89,11 +93,12 @@ class Corpus:
         ratings = self.rating[listed].tolist()
         if rng.random() >= self.mixture.questions:
             lines = [ML_1M.user(profile), ML_1M.lead(profile), behaviour_list(titles, ratings, ML_1M.stars)]
-            return "\n".join(lines[int(rng.choice(3, p=(0.2, 0.2, 0.6))) :])
+            return "\n".join(lines[int(rng.choice(3, p=(0.2, 0.2, 0.6))) :]), self.item[listed].tolist()
         liked = bool(self.rating[target] >= 4)
         if rng.random() < self.mixture.wrong:
             liked = bool(rng.random() < 0.5)
-        return self._question(rng, profile, titles, ratings, self.titles[self.item[target]]) + answer_text(liked)
+        question = self._question(rng, profile, titles, ratings, self.titles[self.item[target]])
+        return question + answer_text(liked), [*self.item[listed].tolist(), int(self.item[target])]
 
     def _rows(self, rng: np.random.Generator, user: int, count: int) -> Ints:
         """Return `count` of the user's behaviours in order of time, from few genres so that some of them agree."""
@@ -126,9 +131,9 @@ def tokenizer_texts(data: RawDataset, seed: int = 0) -> list[str]:
     """Return texts for the tokenizer: every title and profile value several times, and prompts of each kind."""
     rng = np.random.default_rng([seed, 5])
     corpus = Corpus(data, Mixture())
-    texts = [corpus.behaviours(rng, k) for k in (4, 8, 16, 30) for _ in range(400)]
+    texts = [corpus.behaviours(rng, k)[0] for k in (4, 8, 16, 30) for _ in range(400)]
     for title in corpus.titles:
         texts += [f" {title}", title, f"***{title}***."]
     texts += [f" {value}." for value in (*AGES, *OCCUPATIONS, *GENRES) for _ in range(20)]
     texts += [f"['{n}.', '{n}.\", '{n}.', \"{n}.\", \"{n}." for n in range(61) for _ in range(5)]
-    return [*texts, *(corpus.about_items(rng, 8) for _ in range(400))]
+    return [*texts, *(corpus.about_items(rng, 8)[0] for _ in range(400))]

@@ -129,7 +129,9 @@ def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
-def micro_batches(batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], count: int) -> list[Ids]:
+def micro_batches(
+    batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], count: int
+) -> list[npt.NDArray[np.int64]]:
     """Cut a step's batch into `count` pieces of similar length; some are empty when a last batch is small."""
     by_length = batch[np.lexsort((batch, lengths[batch]))]
     return list(np.array_split(by_length, count))

@@ -1,0 +1,126 @@
+"""A small Llama that has read nothing but a catalogue: `python -m rella.lm.catalogue --dataset ml-1m --out FOLDER`.
+
+For machines without a GPU or a hub: built from its configuration and pre-trained on the item sentences of a data set
+(§3.2, Figure 4) only. It has met titles and genres, but neither a user nor a question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rella.config import DATASETS, DataConfig
+from rella.data.sources import load_raw
+from rella.lm.tiny import save
+from rella.lm.tiny_tokenizer import train_tokenizer
+from rella.prompts import answer_text, template_for, wrapper_for
+
+
+@dataclass(frozen=True)
+class CatalogueBuild:
+    """Size and training of the model: about 3 million parameters."""
+
+    epochs: int = 40
+    batch: int = 64
+    learning_rate: float = 2e-3
+    seed: int = 0
+    hidden: int = 224
+    layers: int = 4
+    heads: int = 7
+    intermediate: int = 608
+    vocabulary: int = 4096
+
+
+def new_model(build: CatalogueBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained float32 model with `build.seed`'s weights."""
+    torch.manual_seed(build.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=build.hidden,
+            intermediate_size=build.intermediate,
+            num_hidden_layers=build.layers,
+            num_attention_heads=build.heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def vocabulary_texts(sentences: Sequence[str], dataset: str) -> list[str]:
+    """Return the texts that the tokenizer is learned from: the sentences, and one empty prompt with both answers."""
+    template, wrapper = template_for(dataset), wrapper_for("vicuna")
+    profiles = [{"gender": g, "age": "25-34", "occupation": "other"} for g in ("female", "male")]
+    prompts = [wrapper.wrap(template.prompt(p, [], [], "")) + " " + answer_text(y) for p in profiles for y in (0, 1)]
+    return [*sentences, *(prompts * 50)]
+
+
+def batches(rows: Sequence[Sequence[int]], build: CatalogueBuild, pad: int) -> Iterator[torch.Tensor]:
+    """Yield shuffled batches of token ids, (B, L) int64, padded on the right, for every epoch."""
+    rng = np.random.default_rng(build.seed)
+    for _ in range(build.epochs):
+        order = rng.permutation(len(rows))
+        for start in range(0, len(rows), build.batch):
+            chosen = [list(rows[i]) for i in order[start : start + build.batch]]
+            longest = max(map(len, chosen))
+            yield torch.tensor([r + [pad] * (longest - len(r)) for r in chosen])
+
+
+def pretrain(
+    sentences: Sequence[str], dataset: str, build: CatalogueBuild
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train tokenizer and model on the sentences and return them, the model in evaluation mode."""
+    tokenizer = train_tokenizer(vocabulary_texts(sentences, dataset), build.vocabulary)
+    model = new_model(build, tokenizer)
+    rows = tokenizer(list(sentences))["input_ids"]
+    steps = build.epochs * math.ceil(len(rows) / build.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=build.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.02, 1.0 - step / steps))
+    pad = tokenizer.pad_token_id
+    bar = tqdm(batches(rows, build, pad), total=steps, unit="step", smoothing=0.05)
+    for ids in bar:
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return model.eval(), tokenizer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, read the catalogue, train and save."""
+    parser = argparse.ArgumentParser(prog="python -m rella.lm.catalogue", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--dataset", default="ml-1m", choices=sorted(DATASETS), help="whose catalogue")
+    parser.add_argument("--raw-dir", help="folder or zip with the original files; without it they are downloaded")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--epochs", type=int, default=CatalogueBuild.epochs, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=CatalogueBuild.seed, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; more only on idle cores (default: 1)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    raw = load_raw(options.dataset, options.raw_dir, DataConfig())
+    template = template_for(options.dataset)
+    sentences = [template.item(row) for row in raw.items.to_pylist()]
+    build = CatalogueBuild(epochs=options.epochs, seed=options.seed)
+    model, tokenizer = pretrain(sentences, options.dataset, build)
+    save(model, tokenizer, options.out)
+    print(f"{options.out}: {model.num_parameters() / 1e6:.2f} million parameters, {len(sentences)} sentences read")
+
+
+if __name__ == "__main__":
+    main()
