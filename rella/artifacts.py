@@ -29,6 +29,8 @@ from rella.storage import Storage
 FORMAT = 1
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet$")
+_SEAL = b"rella-sha256:"
+_NO_SEAL = _SEAL + b"0" * 64
 
 Json = Any
 """What `json` reads and writes."""
@@ -170,12 +172,12 @@ class Artifact:
     def write_part(
         self, data: pa.Table, shard: int, shards: int, table: str = "", facts: Mapping[str, Json] | None = None
     ) -> Part:
-        """Write one Parquet part atomically, stamped with the key, its pages with checksums; return its entry."""
+        """Write one Parquet part atomically, stamped with the key and sealed with its own digest; return its entry."""
         stamp = {"rella.key": self.key, "rella.rows": str(data.num_rows), "rella.facts": canonical_json(facts or {})}
-        stamped = data.replace_schema_metadata(stamp)
+        stamped = data.replace_schema_metadata({**stamp, "rella.seal": _NO_SEAL.decode()})
         sink = io.BytesIO()
         pq.write_table(stamped, sink, compression="zstd", write_page_checksum=True)
-        part = self.write_file(self.part_name(shard, shards, table), sink.getvalue())
+        part = self.write_file(self.part_name(shard, shards, table), _sealed(sink.getvalue()))
         return replace(part, rows=data.num_rows, facts=dict(facts or {}))
 
     def write_file(self, name: str, data: bytes) -> Part:
@@ -186,17 +188,16 @@ class Artifact:
     def good_part(self, shard: int, shards: int, table: str = "") -> Part | None:
         """Return the entry of a part that an earlier, unfinished run left whole, else None.
 
-        Every page's checksum is verified, and the stamp must be this artifact's key: a truncated, flipped or foreign
-        part is made again.
+        The seal covers every byte, and the stamp must be this artifact's key: a truncated, flipped or foreign part is
+        made again.
         """
         name = self.part_name(shard, shards, table)
         if not self.storage.exists(f"{self.path}/{name}"):
             return None
         data = self.storage.read(f"{self.path}/{name}")
-        try:
-            found = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        except (OSError, pa.ArrowInvalid):
+        if not _is_sealed(data):
             return None
+        found = pq.read_table(io.BytesIO(data))
         stamp = found.schema.metadata or {}
         if stamp.get(b"rella.key") != self.key.encode() or stamp.get(b"rella.rows") != str(found.num_rows).encode():
             return None
@@ -263,6 +264,22 @@ class Artifact:
                 if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != part.sha256:
                     raise ArtifactError(f"{self.where(part.name)} is missing or does not match the manifest")
         return folder
+
+
+def _sealed(data: bytes) -> bytes:
+    """Put the digest of a Parquet file, taken with an empty seal, in its seal; the length stays."""
+    before, mark, after = data.rpartition(_NO_SEAL)
+    if not mark:
+        raise RuntimeError("the Parquet writer left no room for the seal")
+    return before + _SEAL + hashlib.sha256(data).hexdigest().encode() + after
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether a Parquet file holds what it held when it was sealed; checksums of pages would miss its footer."""
+    before, mark, after = data.rpartition(_SEAL)
+    if not mark or len(after) < 64:
+        return False
+    return after[:64] == hashlib.sha256(before + _NO_SEAL + after[64:]).hexdigest().encode()
 
 
 def list_artifacts(storage: Storage) -> Iterable[Artifact]:

@@ -84,6 +84,10 @@ def build(values: Values) -> Experiment:
     """
     from jsonargparse import ArgumentParser
 
+    known = {name for name, _, _ in leaves(Experiment())}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"configuration: there is no field {', '.join(map(repr, unknown))}; --help lists them")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, nested_key=None)
     try:
@@ -105,7 +109,9 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
     Raises:
         UserError: an unknown data set, preset, field or type.
     """
-    named = PRESETS.get(preset, {}) if preset else {}
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}; there are {', '.join(sorted(PRESETS))}")
+    named = PRESETS[preset] if preset is not None else {}
     upper = {**named, **given}
     default = Experiment()
     dataset, model = upper.get("dataset", default.dataset), upper.get("model", default.model)

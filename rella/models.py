@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ TINY = Path(__file__).resolve().parent / "assets" / "tiny"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIBING = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What a PEFT folder holds; pickled weights are not loaded."""
+
+BASE_FILE = "rella_base.json"
+"""Beside an adapter's weights: which base it was tuned on."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,30 @@ def _with_config(name: str, source: str, revision: str | None, content: str, con
     return ModelIdentity(name.lower(), source, revision, content, hidden, context)
 
 
-def adapter_identity(folder: Path) -> str:
-    """Return the SHA-256 of an adapter's configuration and weights.
+def check_adapter(folder: Path, model: ModelIdentity) -> None:
+    """Verify that `folder` is an adapter of `model`; a missing adapter is never a silent zero-shot.
 
     Raises:
-        FileNotFoundError: not a PEFT folder with safetensors; a missing adapter is never a silent zero-shot.
+        FileNotFoundError: files are missing.
+        ValueError: it was tuned on another base.
     """
-    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    missing = [f.name for f in files if not f.exists()]
-    if missing:
-        raise FileNotFoundError(f"adapter {folder}: {' and '.join(missing)} missing (a PEFT folder has both)")
+    for name in ADAPTER_FILES:
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
+    if (folder / BASE_FILE).exists():
+        base = json.loads((folder / BASE_FILE).read_text())
+        if base["digest"] != model.digest:
+            raise ValueError(
+                f"adapter {folder} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
+                f"({model.digest[:12]}): give --model that base, or --adapter none"
+            )
+        return
+    named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if named and "/" in named and not os.path.isabs(named) and named != model.source:
+        raise ValueError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
+
+
+def adapter_identity(folder: Path) -> str:
+    """Return the SHA-256 of an adapter's configuration and weights, which must be there: see `check_adapter`."""
+    files = [folder / name for name in ADAPTER_FILES]
     return hashlib.sha256("".join(file_digest(f) for f in files).encode()).hexdigest()

@@ -89,7 +89,7 @@ class Storage:
         target = self.absolute(path)
         try:
             if not self.is_local:
-                with self._fs.open_output_stream(target) as stream:
+                with self._fs.open_output_stream(target, compression=None) as stream:
                     stream.write(data)
                 return
             _write_and_rename(Path(target), data)
@@ -97,9 +97,12 @@ class Storage:
             raise OSError(error.errno, f"cannot write {self.where(path)}: {error}") from error
 
     def list(self, path: str, recursive: bool = False) -> list[str]:
-        """Return the files (and, without `recursive`, the folders) below `path`, sorted; none where it is missing."""
+        """Return the files (and, without `recursive`, the folders) below `path`, sorted; none where it is no folder."""
         selector = pafs.FileSelector(self.absolute(path), allow_not_found=True, recursive=recursive)
-        found = self._fs.get_file_info(selector)
+        try:
+            found = self._fs.get_file_info(selector)
+        except NotADirectoryError:
+            return []
         keep = [i for i in found if not recursive or i.type == pafs.FileType.File]
         return sorted(i.path[len(self._root) + 1 :] for i in keep)
 

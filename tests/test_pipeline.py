@@ -45,6 +45,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "shots": (512, ("reit",)),
     "mix": ("retrieved", ("reit",)),
     "history": ("recent", ("reit", "score")),
+    "test_rows": (50, ("score",)),
     "adapter": ("none", NEITHER),
     "distance": ("l2", ("retrieve",)),
     "pca_dim": (64, ("pca",)),
@@ -83,7 +84,6 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "tune.zero_stage": (3, NEITHER),
     "tune.gradient_checkpointing": (True, NEITHER),
     "score.split": ("valid", ("score",)),
-    "score.rows": (50, ("score",)),
     "score.k": (15, ("score",)),
     "score.batch_tokens": (1024, NEITHER),
     "score.shard_rows": (100, NEITHER),
@@ -101,7 +101,8 @@ WHOLE = Experiment(
     prompt=replace(Experiment().prompt, template="ml-1m"),
     retrieve=RetrieveConfig(samples="train:8192,valid:2000,test:200"),
     tune=TuneConfig(valid_rows=2000),
-    score=ScoreConfig(rows=200, k=30),
+    score=ScoreConfig(k=30),
+    test_rows=200,
 )
 
 
@@ -178,9 +179,7 @@ def test_other_data_sets_do_not_feel_the_sample_s_fields(field: str) -> None:
     ],
 )
 def test_the_data_seed_counts_where_a_subset_is_drawn(samples: str, rows: Any, own: set[str]) -> None:
-    experiment = replace(
-        WHOLE, retrieve=replace(WHOLE.retrieve, samples=samples), score=replace(WHOLE.score, rows=rows)
-    )
+    experiment = replace(WHOLE, retrieve=replace(WHOLE.retrieve, samples=samples), test_rows=rows)
     other = with_field(experiment, "data.seed", 43)
     assert changed(keys_of(build(experiment, RAW, MODEL)), keys_of(build(other, RAW, MODEL))) == own
     # Zero-shot on all rows with all neighbours draws nothing.
@@ -349,9 +348,7 @@ def test_the_canonical_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pipeline.VERSIONS, "prepare", 3)
     monkeypatch.setitem(pipeline.VERSIONS, "score", 1)
     first = Stage("prepare", "sample", "slug", {"split": (8, 1, 1), "above": 3.0}, identity={"raw": {"é": "1"}})
-    text = (
-        '{"config":{"above":3.0,"split":[8,1,1]},"identity":{"raw":{"é":"1"}},"inputs":{},"stage":"prepare","version":3}'
-    )
+    text = '{"config":{"above":3.0,"split":[8,1,1]},"identity":{"raw":{"é":"1"}},"inputs":{},"stage":"prepare","version":3}'
     assert first.key == hashlib.sha256(text.encode("utf-8")).hexdigest()
     second = Stage("score", "sample", "another", {}, {"data": first})
     text = f'{{"config":{{}},"identity":{{}},"inputs":{{"data":"{first.key}"}},"stage":"score","version":1}}'

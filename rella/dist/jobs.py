@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,13 @@ def main(name: str, description: str, action: Callable[[Runner], Figures], argv:
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
             figures = action(runner)
-    except EXPECTED as error:
-        print(f"\n{name}: {error}", file=sys.stderr)
+    except Exception as error:
+        from rella.dist.session import root_cause
+
+        cause = root_cause(error)
+        if not isinstance(cause, EXPECTED) or os.environ.get("RELLA_DEBUG"):
+            raise
+        print(f"\n{name}: {cause}\n(RELLA_DEBUG=1 shows where it happened)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{name}: stopped; the same command goes on where it was", file=sys.stderr)

@@ -18,7 +18,7 @@ from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Exp
 from rella.data.sources import prepare, raw_identity, table1_row
 from rella.data.tables import table1
 from rella.leases import Lease
-from rella.models import ModelIdentity, adapter_identity, identify
+from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
 from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, settings
 from rella.storage import Storage, resolve_uri
 
@@ -86,9 +86,13 @@ class Runner:
 
         Raises:
             FileNotFoundError: `adapter` names a folder that is not a PEFT adapter.
+            ValueError: it was tuned on another base.
         """
-        outside = experiment.adapter not in ("auto", "none")
-        adapter = adapter_identity(Storage(resolve_uri(experiment.adapter)).local_copy("")) if outside else None
+        adapter = None
+        if experiment.adapter not in ("auto", "none"):
+            folder = Storage(resolve_uri(experiment.adapter)).local_copy("")
+            check_adapter(folder, self.model)
+            adapter = adapter_identity(folder)
         return build(experiment, self.raw, self.model, adapter)
 
     def run(self, pipelines: Sequence[Pipeline], until: str = SCORE) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 import threading
 import time
 import uuid
@@ -102,7 +104,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     joins = bool(os.environ.get("RAY_ADDRESS")) or SUBMITTED_JOB in os.environ
     options: dict[str, Any] = {
@@ -122,12 +124,53 @@ def session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+_ACTOR_NOTICE = re.compile(rb"\[[^\]\n]* E [^\]\n]*\] core_worker\.cc:\d+: Actor with class name:[^\n]*\n")
+
+
+@contextmanager
+def without_actor_notice() -> Iterator[None]:
+    """Keep one message of Ray's C++ side off the terminal while Ray Data runs; all else on standard error passes.
+
+    Ray warns of every restartable actor with arguments in the object store. Ray Data 2.60's actors are all of that
+    kind, and it keeps those arguments alive itself.
+    """
+    sys.stderr.flush()
+    terminal, (reader, writer) = os.dup(2), os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def pass_on() -> None:
+        # The notice comes in one write of less than a pipe's atomic size, so never cut in two.
+        while chunk := os.read(reader, 65536):
+            os.write(terminal, _ACTOR_NOTICE.sub(b"", chunk))
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        thread.join(timeout=1)
+        if not thread.is_alive():  # A child process may hold the pipe open for longer.
+            os.close(reader)
+            os.close(terminal)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that a worker raised, from under what Ray wrapped around it."""
+    failures = getattr(error, "worker_failures", None)
+    below = next(iter(failures.values()), None) if failures else getattr(error, "cause", None) or error.__cause__
+    return root_cause(below) if isinstance(below, BaseException) else error
+
+
 def _quiet_data() -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 @ray.remote(num_cpus=0)

@@ -6,7 +6,10 @@ actors that load what they need once, and a shard whose actor dies is done again
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,11 +19,24 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from rella.artifacts import Artifact, Part
-from rella.dist.session import Resources
+from rella.dist.session import Resources, without_actor_notice
+
+_COLUMNS = ("task", "shard", "shards", "start", "stop")
 
 MIN_SHARDS = 8
 """Small work is cut too, so that every worker gets some."""
 MIN_ROWS = 64
+
+
+class WorkerError(RuntimeError):
+    """What a worker raised, with its traceback as text."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return self.args[0] + (f"\n{self.trace}" if os.environ.get("RELLA_DEBUG") else "")
 
 
 @dataclass(frozen=True)
@@ -36,9 +52,9 @@ class Shard:
 
 
 def cut(task: int, rows: int, at_most: int) -> list[Shard]:
-    """Cut `rows` rows into contiguous shards of at most `at_most`; the cut does not depend on the cluster."""
+    """Cut `rows` rows into contiguous shards of at most `at_most`, at least one; whatever the cluster is."""
     size = max(1, min(at_most, max(MIN_ROWS, math.ceil(rows / MIN_SHARDS))))
-    return cut_at(task, list(range(0, rows, size)), rows)
+    return cut_at(task, list(range(0, max(rows, 1), size)), rows)
 
 
 def cut_at(task: int, starts: Sequence[int], rows: int) -> list[Shard]:
@@ -98,19 +114,42 @@ def _run(worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resource
         num_gpus=resources.gpus,
     )
     made: dict[Shard, Part] = {}
-    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-        for row in zip(*(batch[c] for c in ("task", "shard", "shards", "start", "stop", "part")), strict=True):
-            made[Shard(*(int(v) for v in row[:5]))] = Part(**row[5])
+    with without_actor_notice():
+        for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+            for *numbers, outcome in zip(*(batch[c] for c in (*_COLUMNS, "outcome")), strict=True):
+                found = json.loads(outcome)
+                if "error" in found:
+                    raise WorkerError(found["error"], found["trace"])
+                made[Shard(*(int(n) for n in numbers))] = Part(**found["part"])
     return made
 
 
 class _ShardActor:
-    """What Ray Data calls: one row in, the same row with its part out."""
+    """What Ray Data calls: one row in, the same row with its part out.
+
+    Errors travel as data: wrapped by Ray Data they would arrive as a page of text without their type.
+    """
 
     def __init__(self, packed: bytes) -> None:
-        worker, setup = ray.cloudpickle.loads(packed)
-        self.worker = worker(**setup)
+        self.worker, self.failed = None, ""
+        try:
+            worker, setup = ray.cloudpickle.loads(packed)
+            self.worker = worker(**setup)
+        except Exception as error:
+            self.failed = _failure(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        shards = [Shard(**{n: int(batch[n][i]) for n in batch}) for i in range(len(batch["task"]))]
-        return {**batch, "part": [asdict(self.worker.run(s)) for s in shards]}
+        shards = [Shard(**{n: int(batch[n][i]) for n in _COLUMNS}) for i in range(len(batch["task"]))]
+        return {**batch, "outcome": [self._outcome(s) for s in shards]}
+
+    def _outcome(self, shard: Shard) -> str:
+        if self.worker is None:
+            return self.failed
+        try:
+            return json.dumps({"part": asdict(self.worker.run(shard))})
+        except Exception as error:
+            return _failure(error)
+
+
+def _failure(error: Exception) -> str:
+    return json.dumps({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})

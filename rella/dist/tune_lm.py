@@ -21,8 +21,8 @@ from rella.data.selection import Chosen, choose, split_ids, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.score import ADAPTER
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
-from rella.models import ModelIdentity
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources, root_cause
+from rella.models import BASE_FILE, ModelIdentity
 from rella.prompts import template_for, wrapper_for
 
 
@@ -192,7 +192,7 @@ def _write_adapter(artifact: Artifact, tuned: Any, model: ModelIdentity, facts: 
     """Write the adapter as a plain PEFT folder, and what was measured beside it."""
     import json
 
-    from rella.lm.loading import BASE_FILE, describe_base
+    from rella.lm.loading import describe_base
 
     with tempfile.TemporaryDirectory() as folder:
         tuned.peft_config["default"].base_model_name_or_path = model.source if model.revision else model.name
@@ -255,5 +255,6 @@ def _launch(config: dict[str, Any], first: Artifact, resources: Resources) -> No
     try:
         trainer.fit()
     except Exception as error:
-        raise RuntimeError(f"training failed: {error}") from error
+        cause = root_cause(error)
+        raise RuntimeError(f"training failed: {type(cause).__name__}: {cause}") from cause
     storage.delete(f".ray/{name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from rella.config import Precision
-from rella.models import ModelIdentity
+from rella.models import ModelIdentity, check_adapter
 from rella.prompts import ChatWrapper, answer_text
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -21,9 +20,6 @@ DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-BASE_FILE = "rella_base.json"
-"""Beside an adapter's weights: which base it was tuned on."""
 
 
 @contextmanager
@@ -144,29 +140,6 @@ def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noq
 def detach_adapter(tuned: Any) -> Any:  # noqa: ANN401
     """Return the base model, its LoRA layers removed."""
     return tuned.unload()
-
-
-def check_adapter(folder: Path, model: ModelIdentity) -> None:
-    """Verify that `folder` is an adapter of `model`; a missing adapter is never a silent zero-shot.
-
-    Raises:
-        FileNotFoundError: files are missing.
-        ValueError: it was tuned on another base.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
-    if (folder / BASE_FILE).exists():
-        base = json.loads((folder / BASE_FILE).read_text())
-        if base["digest"] != model.digest:
-            raise ValueError(
-                f"adapter {folder} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
-                f"({model.digest[:12]}): give --model that base, or --adapter none"
-            )
-        return
-    named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
-    if named and "/" in named and not os.path.isabs(named) and named != model.source:
-        raise ValueError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
 
 
 def describe_base(model: ModelIdentity) -> bytes:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rella.data.synthetic import World, catalogue, pretraining_dataset
 from rella.lm.tiny_corpus import Corpus, Mixture, tokenizer_texts
@@ -31,27 +32,29 @@ from rella.prompts import ML_1M, NO, YES
 class TinyBuild:
     """Everything that decides the weights, apart from the machine's arithmetic."""
 
-    steps: int = 3000
-    batch: int = 32
+    steps: int = 2000
+    batch: int = 24
     learning_rate: float = 3e-3
     warmup: int = 100
     users: int = 6000
     seed: int = 7
-    hidden: int = 160
+    hidden: int = 128
     layers: int = 3
-    heads: int = 5
-    intermediate: int = 608
-    spread: float = 0.07
+    heads: int = 4
+    intermediate: int = 512
+    spread: float = 0.085
     """Standard deviation of the weights at first: near 1 / sqrt(hidden), or attention stays flat for long."""
     vocabulary: int = 2048
     other_weight: float = 0.3
     """Weight of a token that is neither a rating nor an answer."""
     other_share: float = 0.2
     """Share of those tokens whose loss is taken at all; the LM head is half of the cost otherwise."""
-    easy: float = 0.3
+    easy: float = 0.16
     """Share of the steps, the first ones, on `EASY_WORLD`."""
     probe: float = 1.0
     """Weight of the probe's loss."""
+    guide: float = 0.5
+    """Weight of `attention_loss`, during the easy steps only."""
     longest: int = 16
     """Behaviours in the longest lists, which come last."""
 
@@ -77,23 +80,17 @@ def new_model(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            # Equal queries and keys: attention begins with whatever resembles the present token, which is what a
-            # model has to learn here; otherwise half of the training goes by before it does.
-            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    return model
+    return LlamaForCausalLM(config)
 
 
 def token_weights(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Return (V,) float32: how much the loss of predicting each token counts, 0 for padding."""
     weights = torch.full((len(tokenizer),), build.other_weight)
     stars = [f" ({ML_1M.stars(r)})" for r in (1, 2, 3, 4, 5)]
-    for text in (*stars, f" {YES}", f" {NO}"):
+    for text, weight in (*((star, 1.0) for star in stars), (f" {YES}", 3.0), (f" {NO}", 3.0)):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) == 1:
-            weights[ids[0]] = 1.0
+            weights[ids[0]] = weight
     weights[tokenizer.pad_token_id] = 0.0
     return weights
 
@@ -106,6 +103,9 @@ class Batch:
     """(B, L) int64."""
     movie: torch.Tensor
     """(B, L) int64: the item at the last token of its title (the year) and at the token behind it, elsewhere -1."""
+    stars: torch.Tensor
+    """(B, L) bool: the rating behind a title."""
+    easy: bool
 
 
 def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
@@ -115,13 +115,15 @@ def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFa
     real = Corpus(pretraining_dataset(users=build.users), mixture)
     vocabulary = tokenizer.get_vocab()
     years = torch.tensor([i for token, i in vocabulary.items() if re.fullmatch(r"Ġ\(\d{4}\)", token)])
+    stars = torch.tensor([i for token, i in vocabulary.items() if re.fullmatch(r"Ġ\(\dĠstars?\)", token)])
     for step in range(build.steps):
         corpus = easy if step < build.easy * build.steps else real
         reach = 5 + (build.longest - 5) * min(1.0, 1.5 * step / build.steps)
         k = int(rng.integers(3, math.floor(reach) + 1))
         texts = corpus.texts(rng, max(8, round(build.batch * 10 / (k + 2))), k)
         ids = tokenizer([text for text, _ in texts], return_tensors="pt", padding=True, padding_side="right")
-        yield Batch(ids["input_ids"], _movies(ids["input_ids"], years, [items for _, items in texts]))
+        movie = _movies(ids["input_ids"], years, [items for _, items in texts])
+        yield Batch(ids["input_ids"], movie, torch.isin(ids["input_ids"], stars) & (movie >= 0), corpus is easy)
 
 
 def _movies(ids: torch.Tensor, years: torch.Tensor, items: list[list[int]]) -> torch.Tensor:
@@ -159,10 +161,37 @@ class Probe(nn.Module):
         return genre + 0.5 * nn.functional.cross_entropy(self.franchise(states), self.franchise_of[found])
 
 
+def attention_loss(model: LlamaForCausalLM, states: torch.Tensor, batch: Batch, probe: Probe) -> torch.Tensor:
+    """Return how little half of the second layer's heads look from a title's end at the stars of its genre, a scalar.
+
+    Learning where to look from the stars alone takes most of an hour on two cores; told so for the first steps, the
+    model is free to look elsewhere afterwards. `states` (B, L, H) go into the second layer.
+    """
+    layer = model.model.layers[1]
+    attention, length = layer.self_attn, states.shape[1]
+    normed = layer.input_layernorm(states)
+    shape = (*states.shape[:2], -1, attention.head_dim)
+    query, key = (project(normed).view(shape).transpose(1, 2) for project in (attention.q_proj, attention.k_proj))
+    cosine, sine = model.model.rotary_emb(states, torch.arange(length)[None])
+    query, key = apply_rotary_pos_emb(query, key, cosine, sine)
+    half = max(1, query.shape[1] // 2)
+    scores = query[:, :half] @ key[:, :half].transpose(2, 3) * attention.scaling
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    shares = scores.masked_fill(future, -torch.inf).log_softmax(-1)
+    genre = torch.where(batch.movie >= 0, probe.genre_of[batch.movie.clamp(min=0)], -1)
+    ends = (batch.movie >= 0) & ~batch.stars & (batch.movie == batch.movie.roll(-1, 1))
+    matches = (genre[:, :, None] == genre[:, None, :]) & ends[:, :, None] & batch.stars[:, None, :] & ~future
+    row, at = matches.any(-1).nonzero(as_tuple=True)
+    if not len(row):
+        return states.sum() * 0.0
+    found = shares[row, :, at].masked_fill(~matches[row, at][:, None], -torch.inf)
+    return -found.logsumexp(-1).mean()
+
+
 def batch_loss(
     model: LlamaForCausalLM, probe: Probe, batch: Batch, weights: torch.Tensor, share: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weighted next-token loss and the probe's, both scalars; (V,) `weights`.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the weighted next-token loss, the probe's and the first layer's states (B, L, H); (V,) `weights`.
 
     The LM head sees ratings and answers, and a random `share` of the other positions.
     """
@@ -171,7 +200,8 @@ def batch_loss(
     weight = weights[targets]
     kept = (weight >= 1.0) | ((weight > 0.0) & (torch.rand(weight.shape) < share))
     losses = nn.functional.cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="none")
-    return (losses * weight[kept]).sum() / weight[kept].sum(), probe(output.hidden_states[1], batch.movie)
+    loss = (losses * weight[kept]).sum() / weight[kept].sum()
+    return loss, probe(output.hidden_states[1], batch.movie), output.hidden_states[1]
 
 
 def pretrain(
@@ -188,9 +218,12 @@ def pretrain(
     bar = tqdm(batches(build, mixture, tokenizer), total=build.steps, disable=not progress, unit="step", smoothing=0.05)
     mean = math.nan
     for batch in bar:
-        loss, read = batch_loss(model, probe, batch, weights, build.other_share)
+        loss, read, states = batch_loss(model, probe, batch, weights, build.other_share)
+        total = loss + build.probe * read
+        if batch.easy:
+            total = total + build.guide * attention_loss(model, states, batch, probe)
         optimizer.zero_grad(set_to_none=True)
-        (loss + build.probe * read).backward()
+        total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

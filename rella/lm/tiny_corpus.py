@@ -27,7 +27,7 @@ class Mixture:
 
     items: float = 0.12
     """Share of texts about the catalogue; the rest are behaviour lists."""
-    questions: float = 0.35
+    questions: float = 0.5
     """Share of behaviour lists that end in a question and its answer."""
     exact: float = 0.3
     """Share of the questions in the very words of `rella.prompts`."""
