@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rella.artifacts import MANIFEST, Artifact, ArtifactError, list_artifacts
 from rella.config import DATASETS, MODELS, PRESETS
-from rella.leases import LEASE
+from rella.leases import is_held
 from rella.storage import Storage, resolve_uri
 
 JOBS = {
@@ -31,13 +31,13 @@ def readable_size(size: float) -> str:
 
 
 def state(artifact: Artifact) -> str:
-    """Return `done`, `damaged`, or for work without a manifest `in use` (a lease is there) or `unfinished`."""
+    """Return `done`, `damaged`, or for work without a manifest `in use` (a lease is held) or `unfinished`."""
     try:
         if artifact.is_complete():
             return "done"
     except ArtifactError:
         return "damaged"
-    return "in use" if artifact.storage.exists(f"{artifact.path}/{LEASE}") else "unfinished"
+    return "in use" if is_held(artifact) else "unfinished"
 
 
 def ls(storage: Storage) -> int:

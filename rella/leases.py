@@ -38,6 +38,29 @@ def _here() -> str:
     return f"{socket.gethostname()}|{boot}|{namespace}"
 
 
+def holder(artifact: Artifact) -> dict[str, str]:
+    """Return what the lease file says, or nothing where there is none or it is not readable."""
+    try:
+        found = json.loads(artifact.storage.read(f"{artifact.path}/{LEASE}"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_gone(found: dict[str, str]) -> bool:
+    """Return whether a lease's holder is a process of this machine that no longer runs."""
+    return found.get("host") == _here() and not Path(f"/proc/{found.get('pid')}").exists()
+
+
+def is_held(artifact: Artifact) -> bool:
+    """Return whether somebody seems to be at work: a lease whose process lives, or that was renewed lately.
+
+    Clocks of different machines may disagree by minutes, hence the wide margin.
+    """
+    found = holder(artifact)
+    return bool(found) and not is_gone(found) and time.time() - float(found.get("beat", 0)) < 10 * EXPIRES
+
+
 @dataclass
 class Lease:
     """Held while it is entered: `with Lease(artifact, wait=True): ...`."""
@@ -48,6 +71,7 @@ class Lease:
     finished: Callable[[], bool] = lambda: False
     """Ends the waiting when the other driver has finished the artifact."""
     _token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    _since: str = field(default_factory=now, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -74,56 +98,44 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            if self._holder().get("token") == self._token:
+            if holder(self.artifact).get("token") == self._token:
                 self.artifact.storage.delete(self._path)
 
     def _take(self) -> bool:
-        holder = self._holder()
-        if holder and not self._is_gone(holder):
-            name = (
-                f"{holder.get('host', '?').partition('|')[0]}, process {holder.get('pid')}, since {holder.get('since')}"
-            )
+        found = holder(self.artifact)
+        if found and not is_gone(found):
+            host = found.get("host", "?").partition("|")[0]
+            name = f"{host}, process {found.get('pid')}, since {found.get('since')}"
             message = f"{self.artifact.where()} is being made by another driver ({name})"
             if not self.wait:
                 raise BusyError(f"{message}: wait for it, or drop `--cluster.on_busy leave`")
             self.on_wait(message)
-            if not self._wait_for_silence(holder):
+            if not self._wait_for_silence(found):
                 return False
         self._write()
         time.sleep(SETTLE)
-        return self._holder().get("token") == self._token
+        return holder(self.artifact).get("token") == self._token
 
-    def _is_gone(self, holder: dict[str, str]) -> bool:
-        """Whether the holder is a process of this machine that no longer runs."""
-        return holder.get("host") == _here() and not Path(f"/proc/{holder.get('pid')}").exists()
-
-    def _wait_for_silence(self, holder: dict[str, str]) -> bool:
+    def _wait_for_silence(self, seen: dict[str, str]) -> bool:
         """Wait until the heartbeat has stood still for `EXPIRES`, by this machine's own clock: clocks may differ."""
-        seen, since = holder, time.monotonic()
+        since = time.monotonic()
         while time.monotonic() - since < EXPIRES:
             time.sleep(min(1.0, HEARTBEAT))
             if self.finished():
                 return False
-            current = self._holder()
-            if not current or self._is_gone(current):
+            current = holder(self.artifact)
+            if not current or is_gone(current):
                 return True
             if current != seen:
                 seen, since = current, time.monotonic()
         return True
-
-    def _holder(self) -> dict[str, str]:
-        try:
-            found = json.loads(self.artifact.storage.read(self._path))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def _write(self) -> None:
         body = {
             "token": self._token,
             "host": _here(),
             "pid": str(os.getpid()),
-            "since": now(),
+            "since": self._since,
             "beat": str(time.time()),
         }
         self.artifact.storage.write(self._path, json.dumps(body).encode())
@@ -131,6 +143,8 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             try:
+                if holder(self.artifact).get("token", self._token) != self._token:
+                    return  # Taken over while this process could not be heard: never fight for it.
                 self._write()
             except OSError:
                 # A storage that hiccups for less than EXPIRES loses nothing.

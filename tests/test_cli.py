@@ -38,7 +38,7 @@ def test_without_flags_it_is_the_demo() -> None:
     assert (resolved.experiment.dataset, resolved.experiment.model) == ("sample", "tiny")
     assert resolved.experiment.precision == "float32"
     assert resolved.sources["precision"] == "model tiny"
-    changed = {n for n, v in values_of(resolved).items() if v != dict((m, w) for m, w, _ in leaves(Experiment()))[n]}
+    changed = {n for n, v in values_of(resolved).items() if v != {m: w for m, w, _ in leaves(Experiment())}[n]}
     assert changed <= set(resolved.sources)
 
 

@@ -16,10 +16,23 @@ import rella
 PACKAGE = Path(rella.__file__).resolve().parent
 JOBS = PACKAGE.parent / "jobs"
 
-CORE = set("config cli schemas storage artifacts leases digests models pipeline plan metrics progress".split())
+CORE = {
+    "config",
+    "cli",
+    "schemas",
+    "storage",
+    "artifacts",
+    "leases",
+    "digests",
+    "models",
+    "pipeline",
+    "plan",
+    "metrics",
+    "progress",
+}
 """Knows nothing of data, prompts or models' insides."""
-METHOD = set("data prompts pca retrieval paper".split())
-LIBRARIES = set("lm ctr textctr analysis".split())
+METHOD = {"data", "prompts", "pca", "retrieval", "paper"}
+LIBRARIES = {"lm", "ctr", "textctr", "analysis"}
 """torch, transformers, peft, deepspeed: one process, no Ray."""
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),

@@ -144,7 +144,7 @@ def test_every_dataclass_field_is_a_leaf() -> None:
 @pytest.mark.parametrize("name", [n for n in FIELDS if n != "adapter"])
 def test_a_field_changes_its_own_stages_and_what_follows_them(name: str) -> None:
     other, stages = FIELDS[name]
-    before = dict((n, v) for n, v, _ in leaves(WHOLE))[name]
+    before = {n: v for n, v, _ in leaves(WHOLE)}[name]
     assert before != other
     base = build(WHOLE, RAW, MODEL)
     assert set(keys_of(base)) == set(STAGES), "the experiment must use every stage"
@@ -348,7 +348,8 @@ def test_the_canonical_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pipeline.VERSIONS, "prepare", 3)
     monkeypatch.setitem(pipeline.VERSIONS, "score", 1)
     first = Stage("prepare", "sample", "slug", {"split": (8, 1, 1), "above": 3.0}, identity={"raw": {"é": "1"}})
-    text = '{"config":{"above":3.0,"split":[8,1,1]},"identity":{"raw":{"é":"1"}},"inputs":{},"stage":"prepare","version":3}'
+    config, identity = '{"above":3.0,"split":[8,1,1]}', '{"raw":{"é":"1"}}'
+    text = f'{{"config":{config},"identity":{identity},"inputs":{{}},"stage":"prepare","version":3}}'
     assert first.key == hashlib.sha256(text.encode("utf-8")).hexdigest()
     second = Stage("score", "sample", "another", {}, {"data": first})
     text = f'{{"config":{{}},"identity":{{}},"inputs":{{"data":"{first.key}"}},"stage":"score","version":1}}'
@@ -393,7 +394,7 @@ GOLDEN = {
     "pca": "bf426618bb93ad88c8927ff401ed51667e3c3358709444d4b75479cde682cf26",
     "retrieve": "8a969d50bc8b4c679385395a346acb00a95c6b3d5c481d95e9ad69c51c89c524",
     "reit": "93ed179d2858f7dd5ddc656b081d954a9412f9c9983248870e791b243caf4ce9",
-    "score": "54651e18c83ae11932039338445b9f4a12b9cb43e00390c1c4ff1e1f02ca09f2",
+    "score": "77e193fd59b91a0fab464def1797c812ca17de4e301c8a57b8287a97a207ff53",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ def on_objects() -> tuple[Storage, ObjectStore]:
 
 
 @pytest.fixture(params=["disk", "objects"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    yield Storage(str(tmp_path)) if request.param == "disk" else on_objects()[0]
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path)) if request.param == "disk" else on_objects()[0]
 
 
 def test_files_are_written_read_listed_and_deleted(storage: Storage) -> None:

@@ -54,14 +54,14 @@ class TinyBuild:
     probe: float = 1.0
     """Weight of the probe's loss."""
     guide: float = 0.5
-    """Weight of `attention_loss`, during the easy steps only."""
+    """Weight of `guidance`, during the easy steps only."""
     longest: int = 16
     """Behaviours in the longest lists, which come last."""
 
 
 EASY_WORLD = World(strictness=0.1, taste=1.7, franchise=0.0, quality=0.0, noise=0.2)
 """Users who love or hate whole genres: the model learns in minutes to look for the behaviours that matter."""
-EASY_MIXTURE = Mixture(items=0.25, questions=0.2, wrong=0.0, related=1.0, genres=3)
+EASY_MIXTURE = Mixture(items=0.25, questions=0.4, wrong=0.0, related=1.0, genres=3)
 
 
 def new_model(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -105,6 +105,8 @@ class Batch:
     """(B, L) int64: the item at the last token of its title (the year) and at the token behind it, elsewhere -1."""
     stars: torch.Tensor
     """(B, L) bool: the rating behind a title."""
+    asks: torch.Tensor
+    """(B, L) bool: the token behind which the answer is."""
     easy: bool
 
 
@@ -116,6 +118,7 @@ def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFa
     vocabulary = tokenizer.get_vocab()
     years = torch.tensor([i for token, i in vocabulary.items() if re.fullmatch(r"Ġ\(\d{4}\)", token)])
     stars = torch.tensor([i for token, i in vocabulary.items() if re.fullmatch(r"Ġ\(\dĠstars?\)", token)])
+    answers = torch.tensor([vocabulary[f"Ġ{word}"] for word in (YES, NO)])
     for step in range(build.steps):
         corpus = easy if step < build.easy * build.steps else real
         reach = 5 + (build.longest - 5) * min(1.0, 1.5 * step / build.steps)
@@ -123,7 +126,9 @@ def batches(build: TinyBuild, mixture: Mixture, tokenizer: PreTrainedTokenizerFa
         texts = corpus.texts(rng, max(8, round(build.batch * 10 / (k + 2))), k)
         ids = tokenizer([text for text, _ in texts], return_tensors="pt", padding=True, padding_side="right")
         movie = _movies(ids["input_ids"], years, [items for _, items in texts])
-        yield Batch(ids["input_ids"], movie, torch.isin(ids["input_ids"], stars) & (movie >= 0), corpus is easy)
+        found = ids["input_ids"]
+        asks = torch.isin(found, answers).roll(-1, 1)
+        yield Batch(found, movie, torch.isin(found, stars) & (movie >= 0), asks, corpus is easy)
 
 
 def _movies(ids: torch.Tensor, years: torch.Tensor, items: list[list[int]]) -> torch.Tensor:
@@ -161,13 +166,22 @@ class Probe(nn.Module):
         return genre + 0.5 * nn.functional.cross_entropy(self.franchise(states), self.franchise_of[found])
 
 
-def attention_loss(model: LlamaForCausalLM, states: torch.Tensor, batch: Batch, probe: Probe) -> torch.Tensor:
-    """Return how little half of the second layer's heads look from a title's end at the stars of its genre, a scalar.
+def attention_loss(
+    model: LlamaForCausalLM, number: int, states: torch.Tensor, ends: torch.Tensor, goals: torch.Tensor
+) -> torch.Tensor:
+    """Return how little half of a layer's heads look from some tokens at where they should, a scalar.
 
     Learning where to look from the stars alone takes most of an hour on two cores; told so for the first steps, the
-    model is free to look elsewhere afterwards. `states` (B, L, H) go into the second layer.
+    model is free to look elsewhere afterwards.
+
+    Args:
+        model: whose layer `number` is meant.
+        number: of the layer, from 0.
+        states: (B, L, H), what goes into the layer.
+        ends: (B, L) bool, the tokens that look.
+        goals: (B, L, L) bool, [b, i, j] where token i should look at token j; later tokens do not count.
     """
-    layer = model.model.layers[1]
+    layer = model.model.layers[number]
     attention, length = layer.self_attn, states.shape[1]
     normed = layer.input_layernorm(states)
     shape = (*states.shape[:2], -1, attention.head_dim)
@@ -178,20 +192,34 @@ def attention_loss(model: LlamaForCausalLM, states: torch.Tensor, batch: Batch, 
     scores = query[:, :half] @ key[:, :half].transpose(2, 3) * attention.scaling
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     shares = scores.masked_fill(future, -torch.inf).log_softmax(-1)
-    genre = torch.where(batch.movie >= 0, probe.genre_of[batch.movie.clamp(min=0)], -1)
-    ends = (batch.movie >= 0) & ~batch.stars & (batch.movie == batch.movie.roll(-1, 1))
-    matches = (genre[:, :, None] == genre[:, None, :]) & ends[:, :, None] & batch.stars[:, None, :] & ~future
-    row, at = matches.any(-1).nonzero(as_tuple=True)
+    goals = goals & ends[:, :, None] & ~future
+    row, at = goals.any(-1).nonzero(as_tuple=True)
     if not len(row):
         return states.sum() * 0.0
-    found = shares[row, :, at].masked_fill(~matches[row, at][:, None], -torch.inf)
+    found = shares[row, :, at].masked_fill(~goals[row, at][:, None], -torch.inf)
     return -found.logsumexp(-1).mean()
+
+
+def guidance(model: LlamaForCausalLM, states: tuple[torch.Tensor, ...], batch: Batch, probe: Probe) -> torch.Tensor:
+    """Return `attention_loss` for the two looks that answer a question, a scalar.
+
+    In the second layer a title's end looks at the stars of the same genre; in the third the answer's position looks at
+    the target's end, where those stars have then arrived. `states[n]` (B, L, H) go into layer n.
+    """
+    genre = torch.where(batch.movie >= 0, probe.genre_of[batch.movie.clamp(min=0)], -1)
+    ends = (batch.movie >= 0) & ~batch.stars & (batch.movie == batch.movie.roll(-1, 1))
+    same = (genre[:, :, None] == genre[:, None, :]) & batch.stars[:, None, :]
+    last = torch.zeros_like(ends)
+    place = torch.arange(ends.shape[1]).expand_as(ends).masked_fill(~ends, -1).amax(1)
+    last[torch.arange(len(ends)), place.clamp(min=0)] = True
+    stars = attention_loss(model, 1, states[1], ends, same)
+    return stars + attention_loss(model, 2, states[2], batch.asks, last[:, None, :].expand_as(same))
 
 
 def batch_loss(
     model: LlamaForCausalLM, probe: Probe, batch: Batch, weights: torch.Tensor, share: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the weighted next-token loss, the probe's and the first layer's states (B, L, H); (V,) `weights`.
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return the weighted next-token loss, the probe's and what goes into each layer, (B, L, H); (V,) `weights`.
 
     The LM head sees ratings and answers, and a random `share` of the other positions.
     """
@@ -201,7 +229,7 @@ def batch_loss(
     kept = (weight >= 1.0) | ((weight > 0.0) & (torch.rand(weight.shape) < share))
     losses = nn.functional.cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="none")
     loss = (losses * weight[kept]).sum() / weight[kept].sum()
-    return loss, probe(output.hidden_states[1], batch.movie), output.hidden_states[1]
+    return loss, probe(output.hidden_states[1], batch.movie), output.hidden_states
 
 
 def pretrain(
@@ -221,7 +249,7 @@ def pretrain(
         loss, read, states = batch_loss(model, probe, batch, weights, build.other_share)
         total = loss + build.probe * read
         if batch.easy:
-            total = total + build.guide * attention_loss(model, states, batch, probe)
+            total = total + build.guide * guidance(model, states, batch, probe)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
