@@ -114,8 +114,8 @@ class TuneConfig:
     """Which split chooses the epoch. `test` reproduces the authors' code; reports say so."""
     micro_batch_rows: int = 16
     """Rows of one forward and backward pass of one worker."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage; 3 shards the base model over the workers."""
+    zero_stage: Literal[0, 1, 2] = 2
+    """DeepSpeed ZeRO stage: what is sharded over the workers of gradients and optimiser state; the base is on each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -144,6 +144,12 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     )
 
 
+def resolved_autos(asked: Experiment, resolved: Experiment) -> dict[str, Json]:
+    """Return the fields that were `auto` in `asked`, with the values they have in `resolved`."""
+    before = {name: value for name, value, _ in leaves(asked)}
+    return {name: value for name, value, _ in leaves(resolved) if before[name] == "auto" != value}
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """The stages of one experiment."""

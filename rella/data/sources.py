@@ -35,10 +35,12 @@ def raw_identity(dataset: str, raw_dir: str | None) -> dict[str, str]:
     path = Path(raw_dir).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"--raw-dir {raw_dir}: there is no such folder or zip")
-    if path.is_file():
-        return {name: remembered(path, f"member {name}", lambda n=name: _member(path, n)) for name in FILES[dataset]}  # type: ignore[misc]
     folder = path / dataset if (path / dataset).is_dir() else path
     missing = [name for name in FILES[dataset] if not (folder / name).exists()]
+    if missing and (path / f"{dataset}.zip").is_file():
+        path = path / f"{dataset}.zip"
+    if path.is_file():
+        return {name: remembered(path, f"member {name}", lambda n=name: _member(path, n)) for name in FILES[dataset]}  # type: ignore[misc]
     if missing:
         raise FileNotFoundError(f"--raw-dir {raw_dir}: {', '.join(missing)} not found in {folder}")
     return {name: file_digest(folder / name) for name in FILES[dataset]}

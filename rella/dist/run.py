@@ -19,7 +19,7 @@ from rella.data.sources import prepare, raw_identity, table1_row
 from rella.data.tables import table1
 from rella.leases import Lease
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
-from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, settings
+from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, resolve_auto, resolved_autos, settings
 from rella.storage import Storage, resolve_uri
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class Runner:
         Raises:
             ValueError, RuntimeError: a stage failed; the message says which and what to do.
         """
+        autos = resolved_autos(self.experiment, resolve_auto(self.experiment, self.model))
+        self.say("auto      " + " ".join(f"{name}={value}" for name, value in autos.items()))
         wanted: dict[str, Job] = {}
         for pipeline in pipelines:
             for stage in pipeline.stages():

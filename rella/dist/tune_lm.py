@@ -143,6 +143,8 @@ def _run_task(task: TuneTask, material: Material, base: Any, pad: int, model: Mo
             progress.report(now.rows - trained, f"{task.title}: epoch {now.epoch}, loss {now.loss:.4f}{valid}")
         trained = now.rows
 
+    if e.tune.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tuned = add_lora(base, e.tune, e.seed)
     tuner = Tuner(tuned, material.rows, e.tune, e.precision, pad, e.seed, _validator(task, material, model, pad), tell)
     result = tuner.run()
@@ -159,7 +161,9 @@ def _run_task(task: TuneTask, material: Material, base: Any, pad: int, model: Mo
         }
         _write_adapter(task.artifact, tuned, model, facts)
     dist.barrier()
-    return tuned.unload()
+    base = tuned.unload()
+    base.gradient_checkpointing_disable()
+    return base
 
 
 def _validator(task: TuneTask, material: Material, model: ModelIdentity, pad: int) -> Any:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -55,7 +56,7 @@ def found(vectors: Floats, histories: Histories, samples: Samples, k: int, dista
     assert (offsets.dtype, positions.dtype) == (np.int64, np.int32)
     assert offsets[0] == 0
     assert offsets[-1] == len(positions)
-    return [positions[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [positions[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def world(
