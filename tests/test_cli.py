@@ -86,6 +86,8 @@ def test_files_and_flags_in_the_order_in_which_they_are_given(config: Callable[.
     assert (resolved.experiment.k, resolved.experiment.seed) == (2, 1)
     assert (resolved.sources["k"], resolved.sources["seed"]) == (f"file {second}", f"file {first}")
     assert job("--config", first, "--k", "3").experiment.k == 3
+    same = config("k: 2\n", "c.yaml")
+    assert job("--config", second, "--config", same).sources["k"] == f"file {same}"
 
 
 def test_values_have_their_types() -> None:

@@ -150,14 +150,14 @@ def test_a_silent_lease_expires(artifact: Artifact, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_heartbeat_puts_the_expiry_off(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "EXPIRES", 0.3)
+    monkeypatch.setattr(leases, "EXPIRES", 0.7)
     events: list[str] = []
     with Lease(artifact):
         thread = threading.Thread(
             target=lambda: [Lease(artifact).__enter__().__exit__(None, None, None), events.append("")]
         )
         thread.start()
-        time.sleep(1.0)
+        time.sleep(1.5)
         assert events == []
     thread.join(10)
     assert events == [""]

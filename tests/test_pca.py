@@ -53,6 +53,21 @@ def test_the_largest_entry_of_every_component_is_positive() -> None:
         np.testing.assert_allclose(fit(-data, 7).components, fit(data, 7).components, atol=1e-7)
 
 
+def test_signs_do_not_depend_on_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sklearn.decomposition
+
+    class Mirrored(sklearn.decomposition.PCA):  # type: ignore[misc]
+        def fit(self, x: npt.NDArray[np.float64], y: None = None) -> Mirrored:
+            super().fit(x, y)
+            self.components_ = -self.components_
+            return self
+
+    data = vectors(np.random.default_rng(6), 40, 7)
+    usual = fit(data, 5)
+    monkeypatch.setattr(sklearn.decomposition, "PCA", Mirrored)
+    np.testing.assert_array_equal(fit(data, 5).components, usual.components)
+
+
 def test_a_new_item_is_projected_and_not_refitted() -> None:
     data = vectors(np.random.default_rng(2), 50, 5)
     found = fit(data[:40], 3)

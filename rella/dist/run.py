@@ -126,7 +126,8 @@ class Runner:
             self._connect()
         wait = self.experiment.cluster.on_busy == "wait"
         with ExitStack() as leases:
-            for job in jobs:
+            # In one order for all drivers: two that want the same artifacts must not wait for each other.
+            for job in sorted(jobs, key=lambda job: job.stage.key):
                 leases.enter_context(Lease(job.artifact, wait, self.say, job.artifact.is_complete))
             # Another driver may have finished some of them while this one waited.
             left = [job for job in jobs if not job.artifact.is_complete()]

@@ -52,9 +52,14 @@ class Shard:
 
 
 def cut(task: int, rows: int, at_most: int) -> list[Shard]:
-    """Cut `rows` rows into contiguous shards of at most `at_most`, at least one; whatever the cluster is."""
+    """Cut `rows` rows into contiguous shards of at most `at_most`, at least one; whatever the cluster is.
+
+    Their number alone says where the cuts are: a part's name holds that number, so a rerun with another `at_most` never
+    takes a part that covers other rows.
+    """
     size = max(1, min(at_most, max(MIN_ROWS, math.ceil(rows / MIN_SHARDS))))
-    return cut_at(task, list(range(0, max(rows, 1), size)), rows)
+    shards = max(1, math.ceil(rows / size))
+    return cut_at(task, [i * rows // shards for i in range(shards)], rows)
 
 
 def cut_at(task: int, starts: Sequence[int], rows: int) -> list[Shard]:
@@ -67,8 +72,10 @@ def by_cost(task: int, cost: np.ndarray, at_most: int) -> list[Shard]:
     """Cut rows into contiguous shards of about equal summed cost, at most `at_most` each (a costlier row is alone)."""
     total = int(cost.sum())
     size = max(1, min(at_most, math.ceil(total / MIN_SHARDS)))
-    before = np.cumsum(cost) - cost
-    starts = np.flatnonzero(np.diff(before // size, prepend=-1)) if len(cost) else np.array([0])
+    before, shards = np.cumsum(cost) - cost, max(1, math.ceil(total / size))
+    # As in `cut`, from the number of shards alone.
+    bucket = before * shards // max(1, total)
+    starts = np.flatnonzero(np.diff(bucket, prepend=-1)) if len(cost) else np.array([0])
     return cut_at(task, [int(s) for s in starts], len(cost))
 
 

@@ -127,14 +127,24 @@ def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noq
         FileNotFoundError: no PEFT folder with safetensors.
         ValueError: an adapter of another base, or one whose weights do not fit.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     check_adapter(folder, model)
     try:
         with quiet_libraries():
-            return PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
+            tuned = PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"adapter {folder} does not fit {model.name}: {error}") from error
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        # PEFT only warns of weights that it does not find, and leaves these layers without effect.
+        odd = set(file.keys()) ^ set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    if odd:
+        tuned.unload()
+        raise ValueError(
+            f"adapter {folder} does not fit {model.name}: {len(odd)} weights do not match, e.g. {min(odd)}"
+        )
+    return tuned
 
 
 def detach_adapter(tuned: Any) -> Any:  # noqa: ANN401

@@ -32,7 +32,7 @@ from rella.prompts import ML_1M, NO, YES
 class TinyBuild:
     """Everything that decides the weights, apart from the machine's arithmetic."""
 
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 24
     learning_rate: float = 3e-3
     warmup: int = 100
@@ -49,7 +49,7 @@ class TinyBuild:
     """Weight of a token that is neither a rating nor an answer."""
     other_share: float = 0.2
     """Share of those tokens whose loss is taken at all; the LM head is half of the cost otherwise."""
-    easy: float = 0.16
+    easy: float = 0.22
     """Share of the steps, the first ones, on `EASY_WORLD`."""
     probe: float = 1.0
     """Weight of the probe's loss."""
@@ -61,7 +61,7 @@ class TinyBuild:
 
 EASY_WORLD = World(strictness=0.1, taste=1.7, franchise=0.0, quality=0.0, noise=0.2)
 """Users who love or hate whole genres: the model learns in minutes to look for the behaviours that matter."""
-EASY_MIXTURE = Mixture(items=0.25, questions=0.4, wrong=0.0, related=1.0, genres=3)
+EASY_MIXTURE = Mixture(items=0.25, questions=0.4, wrong=0.0, habit=0.0, related=1.0, genres=3)
 
 
 def new_model(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

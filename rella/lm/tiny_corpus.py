@@ -31,8 +31,11 @@ class Mixture:
     """Share of behaviour lists that end in a question and its answer."""
     exact: float = 0.3
     """Share of the questions in the very words of `rella.prompts`."""
-    wrong: float = 0.2
+    wrong: float = 0.12
     """Share of the answers that are drawn at random."""
+    habit: float = 0.55
+    """Share of the answers that follow the last behaviour of the list instead of the user's taste. Language models lean
+    on what they read last; it makes this one rank worse than it could, and tuning can unlearn it."""
     related: float = 0.8
     """Share of the questions whose target comes from the genres of the list."""
     genres: int = 7
@@ -95,7 +98,10 @@ class Corpus:
             lines = [ML_1M.user(profile), ML_1M.lead(profile), behaviour_list(titles, ratings, ML_1M.stars)]
             return "\n".join(lines[int(rng.choice(3, p=(0.2, 0.2, 0.6))) :]), self.item[listed].tolist()
         liked = bool(self.rating[target] >= 4)
-        if rng.random() < self.mixture.wrong:
+        source = rng.random()
+        if source < self.mixture.habit:
+            liked = ratings[-1] >= 4
+        elif source < self.mixture.habit + self.mixture.wrong:
             liked = bool(rng.random() < 0.5)
         question = self._question(rng, profile, titles, ratings, self.titles[self.item[target]])
         return question + answer_text(liked), [*self.item[listed].tolist(), int(self.item[target])]

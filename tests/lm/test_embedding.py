@@ -1,0 +1,92 @@
+"""Item vectors against the mean over one text's hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rella.lm.embedding import embed_texts
+from rella.lm.loading import load_base
+from rella.models import ModelIdentity
+from rella.prompts import movie_text
+
+TEXTS = [
+    movie_text({"title": title, "genre": genre})
+    for title, genre in (
+        ("Aliens (1986)", "Sci-Fi"),
+        ("Se7en (1995)", "Crime"),
+        ("Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb (1963)", "War"),
+        ("X", "Drama"),
+        ("Aliens (1986)", "Action"),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def decoder(identity: ModelIdentity) -> Any:
+    return load_base(identity, "float32", torch.device("cpu"), head=False)
+
+
+def alone(decoder: Any, tokenizer: Any, text: str, first: int) -> np.ndarray:
+    with torch.no_grad():
+        states = decoder(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
+    vector: np.ndarray = states[first:].double().mean(0).numpy()
+    return vector
+
+
+@pytest.mark.parametrize("pool_bos", [True, False])
+@pytest.mark.parametrize("budget", [1, 90, 100_000])
+def test_vectors_are_means_over_the_hidden_states(pool_bos: bool, budget: int, decoder: Any, tokenizer: Any) -> None:
+    found = embed_texts(decoder, tokenizer, TEXTS, pool_bos, budget)
+    assert found.dtype == np.float32
+    assert found.shape == (len(TEXTS), decoder.config.hidden_size)
+    right = np.stack([alone(decoder, tokenizer, text, 0 if pool_bos else 1) for text in TEXTS])
+    np.testing.assert_allclose(found, right, atol=1e-5)
+
+
+def test_the_first_token_makes_a_difference(decoder: Any, tokenizer: Any) -> None:
+    with_bos, without = (embed_texts(decoder, tokenizer, TEXTS, pool) for pool in (True, False))
+    assert np.abs(with_bos - without).max() > 1e-3
+
+
+def test_rows_keep_the_texts_order(decoder: Any, tokenizer: Any) -> None:
+    found = embed_texts(decoder, tokenizer, TEXTS)
+    again = embed_texts(decoder, tokenizer, TEXTS[::-1])
+    np.testing.assert_allclose(found, again[::-1], atol=1e-5)
+    distances = np.linalg.norm(found[:, None] - found[None], axis=2) + np.eye(len(found)) * 99
+    assert distances.min() > 1e-3
+
+
+def test_the_states_are_those_after_the_final_norm(decoder: Any, shared_base: Any, tokenizer: Any) -> None:
+    """The state that the LM head would see, so that its product is the causal model's logit."""
+    text = TEXTS[3]
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        states = shared_base(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        logits = shared_base(input_ids=ids).logits[0]
+    torch.testing.assert_close(shared_base.get_output_embeddings()(states), logits)
+    np.testing.assert_allclose(embed_texts(decoder, tokenizer, [text])[0], states.mean(0).numpy(), atol=1e-5)
+
+
+def test_half_precision_is_pooled_in_single(identity: ModelIdentity, tokenizer: Any, decoder: Any) -> None:
+    half = load_base(identity, "bfloat16", torch.device("cpu"), head=False)
+    found = embed_texts(half, tokenizer, TEXTS)
+    assert found.dtype == np.float32
+    states = half(input_ids=torch.tensor([tokenizer(TEXTS[2])["input_ids"]])).last_hidden_state[0]
+    assert states.dtype == torch.bfloat16
+    single = states.float().mean(0).detach().numpy()
+    coarse = states.mean(0).float().detach().numpy()
+    assert np.abs(single - coarse).max() > 1e-3
+    alone_in_batch = embed_texts(half, tokenizer, [TEXTS[2]])[0]
+    np.testing.assert_allclose(alone_in_batch, single, atol=1e-6)
+
+
+def test_nothing_and_progress(decoder: Any, tokenizer: Any) -> None:
+    assert embed_texts(decoder, tokenizer, []).shape == (0, decoder.config.hidden_size)
+    counted: list[int] = []
+    embed_texts(decoder, tokenizer, TEXTS, True, 90, counted.append)
+    assert sum(counted) == len(TEXTS)
+    assert len(counted) > 1
