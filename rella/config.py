@@ -165,7 +165,7 @@ class Experiment:
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
     """Arithmetic of the frozen base: float16 on V100s, bfloat16 on newer cards, float32 on CPUs."""
-    k: int = field(default=30, metadata=_in(REIT, SCORE))
+    k: int = field(default=30, metadata=_in(REIT))
     """K: behaviours in a prompt."""
     shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT))
     """N: few-shot training samples, or `all` for full-shot."""

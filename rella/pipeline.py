@@ -120,9 +120,14 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     """Return the experiment with every `auto` that enters a key replaced by its value.
 
     Raises:
-        ValueError: pca_dim above the model's hidden size; prompt.max_tokens above its context.
+        ValueError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 0 or above what
+            is retrieved.
     """
     e = experiment
+    scored_k = e.k if e.score.k == "auto" else e.score.k
+    for name, k in (("k", e.k), ("score.k", scored_k)):
+        if not 0 <= k <= e.retrieve.k_max:
+            raise ValueError(f"{name} {k}: retrieval keeps {e.retrieve.k_max} behaviours; raise --retrieve.k-max")
     limit = model.max_positions - ANSWER_TOKENS
     tokens = limit if e.prompt.max_tokens == "auto" else e.prompt.max_tokens
     if tokens > limit:
@@ -140,7 +145,7 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
             e.prompt, max_tokens=tokens, template=e.dataset if e.prompt.template == "auto" else e.prompt.template
         ),
         tune=replace(e.tune, valid_rows=valid),
-        score=replace(e.score, k=e.k if e.score.k == "auto" else e.score.k),
+        score=replace(e.score, k=scored_k),
     )
 
 

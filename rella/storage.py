@@ -64,8 +64,9 @@ class Storage:
         return f"{self._root}/{path}" if path else self._root
 
     def where(self, path: str) -> str:
-        """Return `path` as a user would type it, for messages."""
-        return f"{self.uri}/{path}" if path else self.uri
+        """Return `path` as a user would type it; the options of a URI (`?endpoint_override=…`) stay at its end."""
+        place, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{place.rstrip('/')}/{path}{mark}{options}" if path else self.uri
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder at `path`."""

@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "model": ("vicuna-7b", NEITHER),
     "revision": ("main", NEITHER),
     "precision": ("bfloat16", LM),
-    "k": (20, ("reit", "score")),
+    "k": (20, ("reit",)),
     "shots": (512, ("reit",)),
     "mix": ("retrieved", ("reit",)),
     "history": ("recent", ("reit", "score")),
@@ -81,7 +81,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "tune.valid_rows": (100, ("reit",)),
     "tune.select_on": ("test", ("reit",)),
     "tune.micro_batch_rows": (4, NEITHER),
-    "tune.zero_stage": (3, NEITHER),
+    "tune.zero_stage": (1, NEITHER),
     "tune.gradient_checkpointing": (True, NEITHER),
     "score.split": ("valid", ("score",)),
     "score.k": (15, ("score",)),
@@ -394,9 +394,25 @@ GOLDEN = {
     "pca": "bf426618bb93ad88c8927ff401ed51667e3c3358709444d4b75479cde682cf26",
     "retrieve": "8a969d50bc8b4c679385395a346acb00a95c6b3d5c481d95e9ad69c51c89c524",
     "reit": "93ed179d2858f7dd5ddc656b081d954a9412f9c9983248870e791b243caf4ce9",
-    "score": "77e193fd59b91a0fab464def1797c812ca17de4e301c8a57b8287a97a207ff53",
+    "score": "70962cf2663a163e159aa2da0714cd83992a1e50524b4269fca02d9632e210b6",
 }
 
 
 def test_settings_are_the_fields_that_change_no_result() -> None:
     assert set(pipeline.settings(WHOLE)) == {name for name, (_, stages) in FIELDS.items() if not stages}
+
+
+def test_k_reaches_the_scores_unless_they_have_their_own() -> None:
+    zero_shot = replace(WHOLE, adapter="none")
+    follows = replace(zero_shot, score=ScoreConfig(k="auto"))
+    other = {"k": 10}
+    assert build(zero_shot, RAW, MODEL).score.key == build(replace(zero_shot, **other), RAW, MODEL).score.key
+    assert build(follows, RAW, MODEL).score.key != build(replace(follows, **other), RAW, MODEL).score.key
+
+
+@pytest.mark.parametrize(
+    "experiment", [replace(WHOLE, k=81), replace(WHOLE, score=ScoreConfig(k=81)), replace(WHOLE, k=-1)]
+)
+def test_a_k_above_what_is_retrieved_is_refused(experiment: Experiment) -> None:
+    with pytest.raises(ValueError, match="raise --retrieve.k-max"):
+        build(experiment, RAW, MODEL)

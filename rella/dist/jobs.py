@@ -22,7 +22,7 @@ from rella.report.tables import METRICS, Row, table3
 
 Figures = dict[str, Json]
 
-EXPECTED = (UserError, ArtifactError, BusyError, ValueError, FileNotFoundError, RuntimeError, OSError)
+EXPECTED = (UserError, ArtifactError, BusyError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
 """Errors that end a job with their message alone."""
 
 
@@ -40,7 +40,8 @@ def main(name: str, description: str, action: Callable[[Runner], Figures], argv:
         cause = root_cause(error)
         if not isinstance(cause, EXPECTED) or os.environ.get("RELLA_DEBUG"):
             raise
-        print(f"\n{name}: {cause}\n(RELLA_DEBUG=1 shows where it happened)", file=sys.stderr)
+        message = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
+        print(f"\n{name}: {message}\n(RELLA_DEBUG=1 shows where it happened)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{name}: stopped; the same command goes on where it was", file=sys.stderr)

@@ -49,8 +49,7 @@ def table3(rows: Sequence[Row], caption: str) -> str:
 
 
 def _marks(values: Sequence[float], metric: str) -> list[str]:
-    order = np.argsort(values) if metric == "log_loss" else np.argsort(values)[::-1]
-    marks = [" "] * len(values)
-    for place, mark in zip(order[:2], "*_", strict=False):
-        marks[int(place)] = mark
-    return marks
+    goodness = -np.asarray(values) if metric == "log_loss" else np.asarray(values)
+    # Equal values share their mark.
+    first, *rest = np.unique(goodness)[::-1]
+    return ["*" if g == first else "_" if rest and g == rest[0] else " " for g in goodness]

@@ -19,6 +19,9 @@ CODES: dict[Distance, int] = {"cosine": COSINE, "dot": DOT, "l2": L2, "l1": L1}
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
 
+LONGEST = 1e18
+"""Length from which vectors are refused."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -30,15 +33,19 @@ def prepare(vectors: Floats, distance: Distance) -> Floats:
         distance: the measure; a zero vector has cosine 0 with everything.
 
     Raises:
-        ValueError: a value that is not finite, with the item's number.
+        ValueError: a value that is not finite or too large to be squared, with the item's number.
     """
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if bad.size:
-        raise ValueError(f"the vector of item {bad[0]} is not finite ({bad.size} such items): embed again")
-    if distance != "cosine":
-        return np.ascontiguousarray(vectors, dtype=np.float32)
     wide = vectors.astype(np.float64)
     norms = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    # Without normalisation, similarities of longer vectors could overflow float32, and with them the error bound.
+    longest = np.inf if distance == "cosine" else LONGEST
+    bad = np.flatnonzero(~(norms[:, 0] < longest))
+    if bad.size:
+        raise ValueError(
+            f"item {bad[0]}: its vector is not finite or longer than {longest:.0e} ({bad.size} such items): embed again"
+        )
+    if distance != "cosine":
+        return np.ascontiguousarray(vectors, dtype=np.float32)
     return np.ascontiguousarray((wide / np.where(norms == 0.0, 1.0, norms)).astype(np.float32))
 
 

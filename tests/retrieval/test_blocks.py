@@ -197,8 +197,15 @@ def test_what_cannot_be_retrieved_is_said() -> None:
         top_k(vectors, histories, one, one, one, 0)
     for bad in (np.nan, np.inf):
         vectors[1, 0] = bad
-        with pytest.raises(ValueError, match="the vector of item 1 is not finite"):
+        with pytest.raises(ValueError, match="item 1: its vector is not finite"):
             top_k(vectors, histories, one, one, one, 1)
+
+
+@pytest.mark.parametrize("distance", ["dot", "l2", "l1"])
+def test_vectors_too_long_to_be_squared_are_refused_where_lengths_count(distance: str) -> None:
+    vectors = np.array([[1.0, 2.0], [3e38, 3e38]], np.float32)
+    with pytest.raises(ValueError, match="item 1: its vector is not finite or longer than 1e"):
+        prepare(vectors, distance)  # type: ignore[arg-type]
 
 
 def test_cosine_s_vectors_have_unit_length() -> None:
