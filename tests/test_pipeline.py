@@ -410,9 +410,7 @@ def test_k_reaches_the_scores_unless_they_have_their_own() -> None:
     assert build(follows, RAW, MODEL).score.key != build(replace(follows, **other), RAW, MODEL).score.key
 
 
-@pytest.mark.parametrize(
-    "experiment", [replace(WHOLE, k=81), replace(WHOLE, score=ScoreConfig(k=81)), replace(WHOLE, k=-1)]
-)
-def test_a_k_above_what_is_retrieved_is_refused(experiment: Experiment) -> None:
-    with pytest.raises(ValueError, match="raise --retrieve.k-max"):
-        build(experiment, RAW, MODEL)
+@pytest.mark.parametrize("change", [{"k": 91}, {"k": -1}, {"score": ScoreConfig(k=91)}])
+def test_a_k_above_what_is_retrieved_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"raise --retrieve\.k-max"):
+        build(replace(WHOLE, **change), RAW, MODEL)

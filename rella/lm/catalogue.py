@@ -29,7 +29,7 @@ from rella.prompts import answer_text, template_for, wrapper_for
 class CatalogueBuild:
     """Size and training of the model: about 3 million parameters."""
 
-    epochs: int = 40
+    epochs: int = 12
     batch: int = 64
     learning_rate: float = 2e-3
     seed: int = 0

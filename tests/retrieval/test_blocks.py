@@ -213,7 +213,7 @@ def test_cosine_s_vectors_have_unit_length() -> None:
     ready = prepare(vectors, "cosine")
     assert ready.dtype == np.float32
     np.testing.assert_allclose(ready, [[0.6, 0.8], [0, 0], [1, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-7)
-    assert np.array_equal(prepare(vectors, "dot"), vectors)
+    assert np.array_equal(prepare(vectors[:3], "dot"), vectors[:3])
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
