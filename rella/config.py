@@ -228,8 +228,19 @@ SOURCES: dict[str, str] = {
 }
 """Model presets that are hub models; `tiny` ships with the package."""
 
-TOGETHER: dict[tuple[str, str], Values] = {}
-"""Values for a data set with a model, e.g. what makes the demo short."""
+TOGETHER: dict[tuple[str, str], Values] = {
+    ("sample", "tiny"): {
+        "k": 8,
+        "shots": 512,
+        "test_rows": 1500,
+        "pca_dim": 64,
+        "tune.batch_size": 32,
+        "tune.learning_rate": 6e-3,
+        "tune.max_epochs": 3,
+        "tune.valid_rows": 300,
+    },
+}
+"""Values for a data set with a model: the demo is short, and a small model wants a larger learning rate."""
 
 PRESETS: dict[str, Values] = {
     f"{dataset}-n{shots}": {"dataset": dataset, "model": "vicuna-13b", "shots": shots, "tune.learning_rate": 1e-3}

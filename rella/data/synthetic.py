@@ -70,7 +70,7 @@ class World:
     longest: int = 80
 
 
-SAMPLE_WORLD = World(centre=3.5, strictness=0.45, groups=0.45, franchise=0.45)
+SAMPLE_WORLD = World(centre=3.5, strictness=0.9, groups=0.45, franchise=0.45, noise=0.5)
 PRETRAINING_WORLD = World(centre=3.55, strictness=0.25, groups=0.0, franchise=0.2)
 
 

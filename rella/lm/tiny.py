@@ -38,11 +38,11 @@ class TinyBuild:
     warmup: int = 100
     users: int = 6000
     seed: int = 7
-    hidden: int = 128
-    layers: int = 3
+    hidden: int = 192
+    layers: int = 4
     heads: int = 4
     intermediate: int = 512
-    spread: float = 0.085
+    spread: float = 0.072
     """Standard deviation of the weights at first: near 1 / sqrt(hidden), or attention stays flat for long."""
     vocabulary: int = 2048
     other_weight: float = 0.3
