@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -16,21 +17,36 @@ class Bar:
     """A progress bar on standard error; `to` sets how far it is."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        terminal = sys.stderr.isatty()
-        options: dict[str, Any] = {"desc": f"{title:<9}", "total": total, "unit": f" {unit}", "file": sys.stderr}
-        options |= {"mininterval": 0.2 if terminal else LOG_SECONDS, "dynamic_ncols": terminal, "smoothing": 0.1}
-        if not terminal:
-            # In a log every state is a line of its own.
-            options |= {"bar_format": "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}{unit} {rate_fmt} ETA {remaining}"
-                        "{postfix}\n", "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS / 2}  # fmt: skip
-        self._bar: tqdm[Any] = tqdm(**options)
+        self._title, self._total, self._unit = f"{title:<9}", total, unit
+        self._done, self._note = 0, ""
+        self._started = self._printed = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=self._title, total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, smoothing=0.1
+            )
 
     def to(self, done: int, note: str = "") -> None:
         """Move to `done`, with a note (loss, AUC) behind the rate."""
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        if done > self._bar.n:
-            self._bar.update(done - self._bar.n)
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(max(0, done - self._bar.n))
+        self._done = max(self._done, done)
+        if self._bar is None and time.monotonic() - self._printed >= LOG_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        """One line of a log: nothing is redrawn, so nothing is padded or overwritten."""
+        self._printed = time.monotonic()
+        elapsed = self._printed - self._started
+        rate = self._done / elapsed if elapsed else 0.0
+        left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+        share = 100 * self._done // max(1, self._total)
+        ending = f"ETA {left}" if self._done < self._total else f"in {tqdm.format_interval(elapsed)}"
+        done = f"{self._done:,}/{self._total:,} {self._unit}"
+        line = f"{self._title} {share:3d}% {done} {rate:,.1f}/s {ending}  {self._note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Bar:
         return self
@@ -38,4 +54,7 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print()

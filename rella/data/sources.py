@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from rella.artifacts import digest
 from rella.config import DataConfig
 from rella.data.download import ARCHIVES, download
 from rella.data.movielens import read_ml1m
 from rella.data.raw import RawDataset
 from rella.data.samples import assemble
-from rella.data.synthetic import sample_dataset
+from rella.data.synthetic import CATALOGUE_SEED, SAMPLE_WORLD, sample_dataset
 from rella.data.tables import Tables
 from rella.digests import cache_folder, file_digest, remembered
 
@@ -23,13 +25,14 @@ FILES = {"ml-1m": ("users.dat", "movies.dat", "ratings.dat")}
 def raw_identity(dataset: str, raw_dir: str | None) -> dict[str, str]:
     """Return what identifies the original files, for keys: their digests, whatever folder or zip they lie in.
 
-    The official download is identified by its published checksum, so that nothing is downloaded to find an artifact.
+    The official download is identified by its published checksum, so that nothing is downloaded to find an artifact;
+    `sample` by the constants of its world.
 
     Raises:
         FileNotFoundError: `raw_dir` or one of the files in it is missing.
     """
-    if dataset not in FILES:
-        return {}
+    if dataset == "sample":
+        return {"world": digest([asdict(SAMPLE_WORLD), CATALOGUE_SEED])}
     if raw_dir is None:
         return {"md5": ARCHIVES[dataset].md5}
     path = Path(raw_dir).expanduser()

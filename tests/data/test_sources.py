@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rella.config import DataConfig
+from rella.data import sources
 from rella.data.download import ARCHIVES
 from rella.data.sources import prepare, raw_identity
 
@@ -43,7 +45,12 @@ def test_the_same_files_have_one_identity_in_a_folder_and_in_a_zip(folder: Path,
 
 def test_the_official_download_is_known_without_downloading_it() -> None:
     assert raw_identity("ml-1m", None) == {"md5": ARCHIVES["ml-1m"].md5}
-    assert raw_identity("sample", None) == {}
+
+
+def test_another_world_is_another_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = raw_identity("sample", None)
+    monkeypatch.setattr(sources, "SAMPLE_WORLD", replace(sources.SAMPLE_WORLD, noise=0.1))
+    assert raw_identity("sample", None) != before
 
 
 def test_missing_files_are_named(folder: Path) -> None:

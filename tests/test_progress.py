@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rella import progress
+from rella.progress import Bar
+
+
+def test_a_log_gets_whole_lines_with_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with Bar("tune", 1000, "rows") as bar:
+        clock[0] = 4.0
+        bar.to(100, "loss 1.0")
+        clock[0] = 12.0
+        bar.to(300, "loss 0.5")
+        clock[0] = 13.0
+        bar.to(400)
+        clock[0] = 20.0
+        bar.to(1000)
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"tune +30% 300/1,000 rows 25\.0/s ETA 00:28  loss 0\.5", first)
+    assert re.fullmatch(r"tune +100% 1,000/1,000 rows 50\.0/s in 00:20  loss 0\.5", last)
+
+
+def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Bar("score", 10, "prompts") as bar:
+        bar.to(4, "note")
+        bar.to(3)
+        bar.to(10)
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert shown.count("\n") == 1
