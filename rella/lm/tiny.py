@@ -1,6 +1,6 @@
 """Rebuild the stand-in language model of the data set `sample`: `python -m rella.lm.tiny --out rella/assets/tiny`.
 
-A LlamaForCausalLM of one million parameters that knows the sample's movies as a real model knows real ones, from text
+A LlamaForCausalLM of two million parameters that knows the sample's movies as a real model knows real ones, from text
 about them and from other users' lists, and that has met the prompts' question, though with noisy answers: it uses a
 history without any tuning, and tuning has something left to teach it. The folder loads with `AutoModelForCausalLM` and
 `AutoTokenizer` alone.
