@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rella.config import DATASETS, DataConfig
 from rella.data.sources import load_raw
-from rella.lm.tiny import save
+from rella.lm.small_llama import Shape, new_model, save
 from rella.lm.tiny_tokenizer import train_tokenizer
 from rella.prompts import answer_text, template_for, wrapper_for
 
 
 @dataclass(frozen=True)
-class CatalogueBuild:
+class CatalogueBuild(Shape):
     """Size and training of the model: about 3 million parameters."""
 
     epochs: int = 12
@@ -38,25 +38,6 @@ class CatalogueBuild:
     heads: int = 7
     intermediate: int = 608
     vocabulary: int = 4096
-
-
-def new_model(build: CatalogueBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained float32 model with `build.seed`'s weights."""
-    torch.manual_seed(build.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=build.hidden,
-            intermediate_size=build.intermediate,
-            num_hidden_layers=build.layers,
-            num_attention_heads=build.heads,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def vocabulary_texts(sentences: Sequence[str], dataset: str) -> list[str]:

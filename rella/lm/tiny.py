@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rella.data.synthetic import World, catalogue, pretraining_dataset
+from rella.lm.small_llama import Shape, new_model, save
 from rella.lm.tiny_corpus import Corpus, Mixture, tokenizer_texts
 from rella.lm.tiny_tokenizer import train_tokenizer
 from rella.prompts import ML_1M, NO, YES
 
 
 @dataclass(frozen=True)
-class TinyBuild:
+class TinyBuild(Shape):
     """Everything that decides the weights, apart from the machine's arithmetic."""
 
     steps: int = 1000
@@ -62,25 +63,6 @@ class TinyBuild:
 EASY_WORLD = World(strictness=0.1, taste=1.7, franchise=0.0, quality=0.0, noise=0.2)
 """Users who love or hate whole genres: the model learns in minutes to look for the behaviours that matter."""
 EASY_MIXTURE = Mixture(items=0.25, questions=0.4, wrong=0.0, habit=0.0, related=1.0, genres=3)
-
-
-def new_model(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained model for `tokenizer`, float32, with `build.seed`'s weights."""
-    torch.manual_seed(build.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=build.hidden,
-        intermediate_size=build.intermediate,
-        num_hidden_layers=build.layers,
-        num_attention_heads=build.heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=build.spread,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
 
 
 def token_weights(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
@@ -266,14 +248,6 @@ def _rate(step: int, build: TinyBuild) -> float:
         return (step + 1) / build.warmup
     done = (step - build.warmup) / max(1, build.steps - build.warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a folder that `from_pretrained` loads: float16 safetensors, configuration and tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(folder)
-    model.float()
-    tokenizer.save_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,6 +21,16 @@ def test_cut_covers_every_row_once_in_order(rows: int, at_most: int) -> None:
     assert [(s.task, s.shard, s.shards) for s in shards] == [(3, n, len(shards)) for n in range(len(shards))]
 
 
+def test_the_number_of_shards_alone_says_where_the_cuts_are() -> None:
+    """A part's name holds shard and number: two budgets that give the same number must give the same rows."""
+    cost = np.random.default_rng(1).integers(1, 50, 40_000)
+    for make in (lambda budget: cut(0, 40_000, budget), lambda budget: by_cost(0, cost, budget * 25)):
+        seen: dict[int, list[Shard]] = {}
+        for budget in range(3000, 5000, 50):
+            shards = make(budget)
+            assert seen.setdefault(len(shards), shards) == shards
+
+
 def test_cost_is_shared_out_evenly() -> None:
     cost = np.random.default_rng(0).integers(1, 100, 10_000)
     shards = by_cost(0, cost, 50_000)
