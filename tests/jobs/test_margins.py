@@ -1,4 +1,7 @@
-"""What the demo promises, over three training seeds: `make test-slow`."""
+"""What the demo promises, over three training seeds: `make test-slow`.
+
+`RELLA_TEST_STORAGE` names a storage to take up, e.g. one where `make demo` ran: what is there is not made again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RELLA_"))}
-    environment["RELLA_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
+    kept = os.environ.get("RELLA_TEST_STORAGE")
+    environment["RELLA_STORAGE"] = kept or str(tmp_path_factory.mktemp("storage"))
     command = [sys.executable, "jobs/reit.py", "--seeds", "3"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
