@@ -234,7 +234,8 @@ def test_a_missing_or_foreign_adapter_is_an_error_never_zero_shot(
 
     empty = job("score", storage, model_folder, "--adapter", str(tmp_path))
     assert empty.code == 1
-    assert "adapter_model.safetensors" in empty.err
+    assert "has no adapter_config.json" in empty.err
+    assert "--adapter none" in empty.err
 
     folder = tmp_path / "foreign"
     shutil.copytree(artifact(storage, "reit", "mixed").local_folder("adapter"), folder)
