@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, what it was made from and how; see DESIGN: the artifact's key and the facts around it."""
+    """What an artifact is, what it was made from and how; it comes last and makes the parts readable."""
 
     stage: str
     version: int

@@ -51,10 +51,7 @@ SAMPLES = pa.schema(
 POOLED = pa.schema(
     [pa.field("item", pa.int32(), nullable=False), pa.field("vector", pa.list_(pa.float32()), nullable=False)]
 )
-"""u_t of §3.2: the mean of the last hidden states, D values a row."""
-
-VECTORS = POOLED
-"""v_t of §3.2: the PCA projection, d values a row, by `item`."""
+"""Item vectors: u_t of §3.2, the mean of the last hidden states, and v_t, its PCA projection."""
 
 SCORES = pa.schema(
     [
