@@ -11,10 +11,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rella.config import DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
+from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
 
 
 class UserError(Exception):
@@ -27,6 +29,8 @@ class Resolved:
 
     experiment: Experiment
     sources: Mapping[str, str]
+    show: int = 0
+    """Samples to print instead of running the job."""
 
     def describe(self) -> str:
         """Return every resolved value, grouped by the layer that set it."""
@@ -66,11 +70,15 @@ def nest(flat: Values) -> dict[str, Any]:
 
 def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse is untyped here
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    from jsonargparse.typing import PositiveInt
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=True)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of fields; flags after it win.")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="A named setting of the paper.")
+    parser.add_argument(
+        "--show", type=PositiveInt, metavar="N", help="Print N samples as the model reads them and leave."
+    )
     parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
     return parser
@@ -115,10 +123,18 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
     upper = {**named, **given}
     default = Experiment()
     dataset, model = upper.get("dataset", default.dataset), upper.get("model", default.model)
-    if dataset not in DATASETS:
-        raise UserError(f"unknown data set {dataset!r}; there are {', '.join(sorted(DATASETS))}")
+    own: Values = {}
+    if is_dataset_file(dataset):
+        described = _described(dataset)
+        own = {**flatten(described.settings), "dataset_file": str(Path(dataset).expanduser().absolute())}
+        given = {**given, "dataset": described.name}
+    elif dataset not in DATASETS and "dataset_file" not in upper:
+        raise UserError(
+            f"unknown data set {dataset!r}; there are {', '.join(sorted(DATASETS))}, or give a YAML file that "
+            "describes your own (docs/data.md)"
+        )
     layers: list[tuple[str, Values]] = [
-        (f"data set {dataset}", DATASETS[dataset]),
+        (f"data set {dataset}", {**DATASETS.get(dataset, {}), **own}),
         (f"model {model}", MODELS.get(model, {})),
         (f"{dataset} with {model}", TOGETHER.get((dataset, model), {})),
         (f"preset {preset}", named),
@@ -132,6 +148,17 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
     return Resolved(build({**values, **given}), sources)
 
 
+def _described(path: str) -> DatasetFile:
+    try:
+        found = read_dataset_file(path)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    taken = {"dataset", "dataset_file"} & set(found.settings)
+    if taken:
+        raise UserError(f"{path}: settings.{min(taken)} cannot be set by the data set itself; remove it")
+    return found
+
+
 def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     """Parse a job's command line. `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
 
@@ -142,7 +169,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     parsed = parser.parse_args(words, defaults=False).as_dict()
     preset = parsed.pop("preset", None)
-    show = parsed.pop("show_config", False)
+    show, samples = parsed.pop("show_config", False), parsed.pop("show", None)
     files = {
         f"file {f}": flatten(parser.parse_path(str(f), defaults=False).as_dict()) for f in parsed.pop("config", ())
     }
@@ -151,7 +178,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     if show:
         print(resolved.describe())
         sys.exit(0)
-    return resolved
+    return replace(resolved, show=samples or 0)
 
 
 def underscored(word: str) -> str:

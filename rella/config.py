@@ -19,6 +19,9 @@ History = Literal["recent", "retrieved"]
 Distance = Literal["cosine", "dot", "l2", "l1"]
 Precision = Literal["float32", "float16", "bfloat16"]
 OnBusy = Literal["wait", "leave"]
+Order = Literal["time", "file", "shuffle"]
+SplitBy = Literal["time", "user", "column"]
+Subsets = Literal["hash", "authors"]
 
 PREPARE, EMBED, PCA, RETRIEVE, REIT, SCORE = STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "score")
 
@@ -35,14 +38,30 @@ class DataConfig:
     """A rating above this many stars is a positive sample."""
     min_history: int = field(default=5, metadata=_in(PREPARE))
     """Samples with fewer earlier behaviours are dropped."""
+    order: Order = field(default="time", metadata=_in(PREPARE))
+    """Order of a user's behaviours: `time` (ties by user and item), `file` as they come, or `shuffle` by
+    `shuffle_seed`, for BookCrossing, which has no time."""
+    targets: Literal["every", "last"] = field(default="every", metadata=_in(PREPARE))
+    """Which behaviours become samples: `every` one with enough before it, or only each user's `last`."""
+    split_by: SplitBy = field(default="time", metadata=_in(PREPARE))
+    """What the split cuts: all samples in the order of `time`, the users (`user`, shuffled by `shuffle_seed`), or
+    nothing, where your own data has a `column` that says which part a row belongs to."""
     split: tuple[int, int, int] = field(default=(8, 1, 1), metadata=_in(PREPARE))
-    """Proportions of train, validation and test in global time order."""
+    """Proportions of train, validation and test. The paper says 8:1 on MovieLens; its code cuts 8:1:1. On BookCrossing
+    81:9:10 is 9:1 with a tenth of the training users for validation."""
+    shuffle_seed: int = field(default=42, metadata=_in(PREPARE))
+    """Seed of both shuffles, which are Python's `random.shuffle`, as in the authors' code."""
+    strict: bool = field(default=True, metadata=_in(PREPARE))
+    """Whether a rating of an unknown user or item is an error; else it is left out and counted."""
     sample_users: int = field(default=400, metadata=_in(PREPARE))
     """Users of the synthetic data set `sample`; other data sets ignore it."""
     sample_seed: int = field(default=2024, metadata=_in(PREPARE))
     """Seed of the synthetic data set `sample`; other data sets ignore it."""
     seed: int = field(default=42, metadata=_in(REIT, SCORE, RETRIEVE))
     """Chooses the few-shot sets and the subsets of validation and test; all training seeds share them."""
+    subsets: Subsets = field(default="hash", metadata=_in(REIT, SCORE, RETRIEVE))
+    """How it chooses: nested and uniform by a keyed `hash` of the sample's id, or as the `authors` do (the first N of
+    70,000 drawn by `random.sample`; 10,000 on BookCrossing; on MovieLens-25M by pandas, the test rows too)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,10 @@ class EmbedConfig:
 
     pool_bos: bool = field(default=True, metadata=_in(EMBED))
     """Whether the mean over the hidden states includes the first special token."""
+    pooling: Literal["mean", "generated"] = field(default="mean", metadata=_in(EMBED))
+    """The `mean` over the text's tokens, or, as the authors' hook leaves it, the state of one `generated` token."""
+    wrapped: bool = field(default=False, metadata=_in(EMBED))
+    """Whether the item's text is put in the conversation template of `prompt.wrapper`, as in the authors' code."""
     batch_tokens: int = 16384
     """Token budget of one forward pass, padding included."""
     shard_items: int = 8192
@@ -76,8 +99,23 @@ class PromptConfig:
 
     template: str = field(default="auto", metadata=_in(EMBED, REIT, SCORE))
     """Wording: the name of a data set, or `auto` for the experiment's own."""
-    wrapper: str = field(default="vicuna", metadata=_in(REIT, SCORE))
-    """Conversation template around the prompt: `vicuna` (the paper's for every backbone) or `plain`."""
+    variant: Literal["paper", "figure2", "authors"] = field(default="paper", metadata=_in(REIT, SCORE))
+    """`paper`: Figures 9 and 10, one wording for both histories. `figure2`: Figure 2's note. `authors`: their code's,
+    where on MovieLens-1M the note differs between a sample and its retrieved twin. Other data sets have one wording."""
+    wrapper: Literal["vicuna", "native", "plain"] = field(default="vicuna", metadata=_in(EMBED, REIT, SCORE))
+    """Conversation template around the prompt: `vicuna` (the paper's for every backbone, D.1.2), the model's own
+    (`native`), or `plain`."""
+    trailing_blank: bool = field(default=False, metadata=_in(REIT, SCORE))
+    """Whether the prompt ends with the blank before the answer (`ASSISTANT: `). In some tokenizers it is a token of its
+    own, and the answer moves away from the position that was trained."""
+    answer_eos: bool = field(default=False, metadata=_in(REIT))
+    """Whether the trained answer ends with the end token."""
+    genre: Literal["first", "all"] = field(default="first", metadata=_in(EMBED))
+    """Genre in a movie's text: the first listed, or all of them."""
+    isbn: bool = field(default=True, metadata=_in(EMBED))
+    """Whether a book's text names its ISBN: Figure 11 prints it, §4.1.4 says it is dropped."""
+    title_chars: int = field(default=500, metadata=_in(EMBED, REIT, SCORE))
+    """Titles and other fields are cut at this many characters (in the paper's data none is as long)."""
     max_tokens: int | Auto = field(default="auto", metadata=_in(REIT, SCORE))
     """Longer prompts lose their oldest behaviours; `auto` is the model's context minus the answer."""
 
@@ -106,8 +144,9 @@ class TuneConfig:
     """Scale of the LoRA update, alpha / rank."""
     lora_dropout: float = field(default=0.05, metadata=_in(REIT))
     """Dropout on the LoRA branch's input."""
-    lora_targets: tuple[str, ...] = field(default=("q_proj", "v_proj"), metadata=_in(REIT))
-    """Modules that get an update: the query and value projections."""
+    lora_targets: tuple[str, ...] | Auto = field(default="auto", metadata=_in(REIT))
+    """Modules that get an update; `auto` is the model's query and value projections (in Falcon's fused
+    `query_key_value` the key rows of the update stay zero)."""
     valid_rows: int | Auto = field(default="auto", metadata=_in(REIT))
     """Seeded validation rows that choose the epoch; `auto` is min(N, 2000)."""
     select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT))
@@ -153,14 +192,17 @@ class Experiment:
     """One experiment; the names are the paper's. The same words work in every job, in files and in sweeps."""
 
     dataset: str = field(default="sample", metadata=_in(PREPARE))
-    """Data set: `sample` (synthetic, made in seconds) or `ml-1m`."""
+    """Data set: `sample` (synthetic, made in seconds), `ml-1m`, `ml-25m`, `bookcrossing`, or a YAML file that describes
+    your own data."""
+    dataset_file: str | None = None
+    """The YAML file of your own data; `--dataset FILE.yaml` sets it."""
     raw_dir: str | None = None
     """Folder or zip with the data set's original files; without it they are downloaded."""
     storage: str | None = None
     """Folder or URI for artifacts; default `$RELLA_STORAGE`, else `~/rella`."""
     model: str = "tiny"
-    """Base LLM: a preset (`tiny`, `vicuna-7b`, `vicuna-13b`), a folder or a hub name. Keys hold the digest of what is
-    in it, or the hub's commit, whatever it is called."""
+    """Base LLM: a preset (`tiny`, `vicuna-7b`, `vicuna-13b`, `mistral-7b`, `falcon-7b`, `llama-2-70b-chat`), a folder
+    or a hub name. Keys hold the digest of what is in it, or the hub's commit, whatever it is called."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
@@ -179,8 +221,9 @@ class Experiment:
     """What is scored: `auto` = the adapter that this experiment tunes, `none` = zero-shot, or a PEFT folder."""
     distance: Distance = field(default="cosine", metadata=_in(RETRIEVE))
     """Similarity of item vectors (Table 8)."""
-    pca_dim: int | Auto = field(default="auto", metadata=_in(PCA))
-    """Dimensions kept by PCA; `auto` is min(512, the model's hidden size)."""
+    pca_dim: int | Literal["auto", "none"] = field(default="auto", metadata=_in(PCA))
+    """Dimensions kept by PCA; `auto` is min(512, the model's hidden size), `none` takes the pooled states as they are
+    (as the authors do on BookCrossing)."""
     seed: int = field(default=0, metadata=_in(REIT))
     """Seed of training: order of rows, LoRA initialisation, dropout."""
     seeds: int = 1
@@ -213,20 +256,30 @@ Values = Mapping[str, Any]
 DATASETS: dict[str, Values] = {
     "sample": {"data.positive_above": 3.0},
     "ml-1m": {"data.positive_above": 3.0, "k": 30, "shots": 8192, "tune.max_epochs": 5},
+    "ml-25m": {"data.positive_above": 3.0, "k": 30, "shots": 8192, "tune.max_epochs": 5},
+    "bookcrossing": {
+        "data.positive_above": 5.0,
+        "data.order": "shuffle",
+        "data.targets": "last",
+        "data.split_by": "user",
+        "data.split": (81, 9, 10),
+        "data.strict": False,
+        "k": 60,
+        "shots": 256,
+        "tune.max_epochs": 10,
+    },
 }
-"""Appendix B and §4.2: the label rule, K, N of the `< 1%` setting, maximum epochs."""
+"""Appendix B and §4.2: the label rule, order and split, K, N of the `< 1%` setting, maximum epochs."""
 
 MODELS: dict[str, Values] = {
     "tiny": {"precision": "float32"},
     "vicuna-7b": {"precision": "float16"},
     "vicuna-13b": {"precision": "float16"},
+    "mistral-7b": {"precision": "float16"},
+    "falcon-7b": {"precision": "float16"},
+    "llama-2-70b-chat": {"precision": "float16", "test_rows": 10_000},
 }
-
-SOURCES: dict[str, str] = {
-    "vicuna-7b": "lmsys/vicuna-7b-v1.3",
-    "vicuna-13b": "lmsys/vicuna-13b-v1.3",
-}
-"""Model presets that are hub models; `tiny` ships with the package."""
+"""D.1: the backbones; with the 70B one the paper scores 10,000 test rows."""
 
 TOGETHER: dict[tuple[str, str], Values] = {
     ("sample", "tiny"): {
@@ -242,9 +295,41 @@ TOGETHER: dict[tuple[str, str], Values] = {
 }
 """Values for a data set with a model: the demo is short, and a small model wants a larger learning rate."""
 
-PRESETS: dict[str, Values] = {
-    f"{dataset}-n{shots}": {"dataset": dataset, "model": "vicuna-13b", "shots": shots, "tune.learning_rate": 1e-3}
-    for dataset, counts in {"ml-1m": (8192, 65536)}.items()
-    for shots in counts
+_AUTHORS: Values = {
+    "prompt.variant": "authors",
+    "embed.wrapped": True,
+    "embed.pooling": "generated",
+    "data.subsets": "authors",
+    "tune.select_on": "test",
+    "tune.stop_after": 1,
 }
-"""Named settings of the paper for `--preset` (§4.2: N for `< 1%` and `< 10%`)."""
+_AUTHORS_BY_DATASET: dict[str, Values] = {
+    "ml-1m": {},
+    "ml-25m": {"distance": "dot", "test_rows": 70_000},
+    "bookcrossing": {"distance": "dot", "pca_dim": "none", "data.positive_above": 4.0, "data.split": (9, 0, 1)},
+}
+_SHOTS = {"ml-1m": (8192, 65536), "ml-25m": (8192, 65536), "bookcrossing": (256, 1024)}
+
+PRESETS: dict[str, Values] = {
+    **{
+        f"{dataset}-n{shots}": {"dataset": dataset, "model": "vicuna-13b", "shots": shots, "tune.learning_rate": 1e-3}
+        for dataset, counts in _SHOTS.items()
+        for shots in counts
+    },
+    **{
+        f"{dataset}-authors": {"dataset": dataset, "model": "vicuna-13b", **_AUTHORS, **values}
+        for dataset, values in _AUTHORS_BY_DATASET.items()
+    },
+}
+"""Named settings for `--preset`: N for `< 1%` and `< 10%` (§4.2), and what the authors' code does where it differs from
+the paper."""
+
+LISTS: dict[str, dict[str, tuple[float, ...]]] = {
+    "bookcrossing": {"k": (10, 20, 30, 40, 50, 60), "shots": (128, 256, 512, 1024, 2048, 4096)},
+    "ml-1m": {"k": (5, 10, 15, 20, 25, 30), "shots": (512, 1024, 2048, 4096, 8192, 65536)},
+    "ml-25m": {"k": (5, 10, 15, 20, 25, 30), "shots": (512, 1024, 2048, 4096, 8192, 65536)},
+}
+"""What the paper's figures vary: K (Figure 6) and N (Figure 7) by data set."""
+
+CHOICES: dict[str, tuple[float, ...]] = {"tune.batch_size": (128, 256), "tune.learning_rate": (1e-3, 1.5e-3)}
+"""What the paper selects from (§4.1.4)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rella.artifacts import digest
-from rella.config import SOURCES
+from rella.backbones import BACKBONES
 from rella.digests import file_digest
 
 TINY = Path(__file__).resolve().parent / "assets" / "tiny"
@@ -41,10 +41,16 @@ class ModelIdentity:
     hidden_size: int
     max_positions: int
     """The context: tokens of prompt and answer together."""
+    model_type: str
+    """The architecture, as in config.json; of a model with a language model inside, the outer one, which is loaded."""
 
 
 def identify(model: str, revision: str | None = None) -> ModelIdentity:
     """Resolve a preset, folder or hub name; `HF_TOKEN` and offline mode are the hub library's own.
+
+    Args:
+        model: which one.
+        revision: commit, tag or branch on the hub; without it a preset's pinned commit, else the newest.
 
     Raises:
         FileNotFoundError: a folder without config.json or safetensors, or a hub model that cannot be reached.
@@ -54,7 +60,10 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
     if Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
         return _identify_folder(folder, folder.name)
-    return _identify_hub(SOURCES.get(model, model), revision)
+    preset = BACKBONES.get(model)
+    if preset is None:
+        return _identify_hub(model, revision)
+    return _identify_hub(preset.source, revision or preset.revision)
 
 
 def _identify_folder(folder: Path, name: str) -> ModelIdentity:
@@ -75,7 +84,8 @@ def _identify_hub(name: str, revision: str | None) -> ModelIdentity:
         config = Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:
         raise FileNotFoundError(
-            f"model {name!r} is neither a preset, nor a folder, nor to be had from the hub ({type(error).__name__}): "
+            f"model {name!r} is neither a preset, nor a folder, nor to be had from the hub"
+            f"{f' at revision {revision}' if revision else ''} ({type(error).__name__}): "
             "give a folder with --model, or set HF_HUB_OFFLINE=1 with a filled cache, or HF_TOKEN for a gated model"
         ) from error
     # The hub's cache is laid out as snapshots/<commit>/config.json.
@@ -87,7 +97,8 @@ def _with_config(name: str, source: str, revision: str | None, content: str, con
     text = fields.get("text_config", fields)
     hidden = int(text.get("hidden_size") or text.get("n_embd") or text["d_model"])
     context = int(text.get("max_position_embeddings") or text.get("n_positions") or 2048)
-    return ModelIdentity(name.lower(), source, revision, content, hidden, context)
+    kind = str(fields.get("model_type") or text.get("model_type") or "")
+    return ModelIdentity(name.lower(), source, revision, content, hidden, context, kind)
 
 
 def check_adapter(folder: Path, model: ModelIdentity) -> None:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from rella.artifacts import Artifact, Json, digest
+from rella.backbones import lora_targets_for
 from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Experiment, History, Mix, leaves
 from rella.models import ModelIdentity
 from rella.storage import Storage
+from rella.wording import Wording, item_part, prompt_part
 
-VERSIONS = {PREPARE: 1, EMBED: 1, PCA: 1, RETRIEVE: 1, REIT: 1, SCORE: 1}
+VERSIONS = {PREPARE: 2, EMBED: 1, PCA: 1, RETRIEVE: 1, REIT: 1, SCORE: 1}
 """Raised when a stage's output changes for the same configuration; part of every key."""
 
 MAX_AUTO_PCA = 512
@@ -120,21 +122,26 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     """Return the experiment with every `auto` that enters a key replaced by its value.
 
     Raises:
-        ValueError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 0 or above what
-            is retrieved.
+        ValueError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 1 or above what
+            is retrieved; `lora_targets: auto` for an architecture that is not known.
     """
     e = experiment
     scored_k = e.k if e.score.k == "auto" else e.score.k
     for name, k in (("k", e.k), ("score.k", scored_k)):
-        if not 0 <= k <= e.retrieve.k_max:
+        if k < 1:
+            raise ValueError(f"{name} {k}: a prompt shows at least 1 behaviour; give --{name} 1 or more")
+        if k > e.retrieve.k_max:
             raise ValueError(f"{name} {k}: retrieval keeps {e.retrieve.k_max} behaviours; raise --retrieve.k-max")
     limit = model.max_positions - ANSWER_TOKENS
     tokens = limit if e.prompt.max_tokens == "auto" else e.prompt.max_tokens
     if tokens > limit:
         raise ValueError(f"prompt.max_tokens {tokens}: {model.name} reads at most {limit} before the answer")
     dim = min(MAX_AUTO_PCA, model.hidden_size) if e.pca_dim == "auto" else e.pca_dim
-    if not 0 < dim <= model.hidden_size:
+    if dim != "none" and not 0 < dim <= model.hidden_size:
         raise ValueError(f"pca_dim {dim}: {model.name} has hidden size {model.hidden_size}")
+    targets = e.tune.lora_targets
+    if targets == "auto":
+        targets = lora_targets_for(model.model_type)
     valid = e.tune.valid_rows
     if valid == "auto":
         valid = MAX_AUTO_VALID if e.shots == "all" else min(e.shots, MAX_AUTO_VALID)
@@ -144,7 +151,7 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
         prompt=replace(
             e.prompt, max_tokens=tokens, template=e.dataset if e.prompt.template == "auto" else e.prompt.template
         ),
-        tune=replace(e.tune, valid_rows=valid),
+        tune=replace(e.tune, valid_rows=valid, lora_targets=targets),
         score=replace(e.score, k=scored_k),
     )
 
@@ -185,9 +192,13 @@ def _config(stage: str, experiment: Experiment) -> dict[str, Json]:
     if experiment.dataset != "sample":
         idle |= {"data.sample_users", "data.sample_seed"}
     if stage == RETRIEVE and experiment.retrieve.samples == "all":
-        idle.add("data.seed")
+        idle |= {"data.seed", "data.subsets"}
     if stage == SCORE and experiment.test_rows == "all":
-        idle.add("data.seed")
+        idle |= {"data.seed", "data.subsets"}
+    if stage == PREPARE and experiment.data.order != "shuffle" and experiment.data.split_by != "user":
+        idle.add("data.shuffle_seed")
+    if stage == EMBED and not experiment.embed.wrapped:
+        idle.add("prompt.wrapper")
     return {n: v for n, v, stages in leaves(experiment) if stage in stages and n not in idle}
 
 
@@ -196,7 +207,13 @@ def prepare_stage(experiment: Experiment, raw: Mapping[str, str]) -> Stage:
     return Stage(PREPARE, experiment.dataset, "samples", _config(PREPARE, experiment), identity={"raw": dict(raw)})
 
 
-def build(experiment: Experiment, raw: Mapping[str, str], model: ModelIdentity, adapter: str | None = None) -> Pipeline:
+def build(
+    experiment: Experiment,
+    raw: Mapping[str, str],
+    model: ModelIdentity,
+    adapter: str | None = None,
+    wording: Wording | None = None,
+) -> Pipeline:
     """Return the stages of `experiment`.
 
     Args:
@@ -204,12 +221,16 @@ def build(experiment: Experiment, raw: Mapping[str, str], model: ModelIdentity, 
         raw: digests of the data set's original files.
         model: the resolved base model.
         adapter: digest of an adapter from outside; needed where `experiment.adapter` is a folder.
+        wording: the data set's sentences; what they say is part of the keys of every stage that reads them.
     """
     e = resolve_auto(experiment, model)
-    lm = {"model": model.digest}
+    said = wording or Wording()
+    items = {"model": model.digest, "wording": digest(item_part(said))}
+    lm = {"model": model.digest, "wording": digest(prompt_part(said))}
     prepare = prepare_stage(e, raw)
-    embed = Stage(EMBED, e.dataset, model.name, _config(EMBED, e), {"data": prepare}, lm)
-    pca = Stage(PCA, e.dataset, f"{model.name}-d{e.pca_dim}", _config(PCA, e), {"pooled": embed})
+    embed = Stage(EMBED, e.dataset, model.name, _config(EMBED, e), {"data": prepare}, items)
+    dimensions = "no-pca" if e.pca_dim == "none" else f"d{e.pca_dim}"
+    pca = Stage(PCA, e.dataset, f"{model.name}-{dimensions}", _config(PCA, e), {"pooled": embed})
     neighbours = Stage(
         RETRIEVE,
         e.dataset,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rella.models import ModelIdentity, identify
-from rella.prompts import ML_1M, WRAPPERS, answer_text
+from rella.prompts import ML_1M, WRAPPERS, answer_text, prompt_text
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe.decoder = decoders.ByteLevel()
     profiles = [{"gender": g, "occupation": "writer", "age": "25-34"} for g in ("male", "female")]
     prompts = [
-        WRAPPERS["vicuna"].wrap(ML_1M.prompt(profile, ["The Word Film (1999)"], [stars], "Aliens (1986)"))
+        WRAPPERS["vicuna"].wrap(prompt_text(ML_1M, profile, ["The Word Film (1999)"], [stars], "Aliens (1986)"))
         for profile in profiles
         for stars in range(1, 6)
     ]

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from rella import pipeline
-from rella.config import STAGES, DataConfig, Experiment, RetrieveConfig, ScoreConfig, TuneConfig, leaves
+from rella.artifacts import digest
+from rella.config import STAGES, DataConfig, EmbedConfig, Experiment, RetrieveConfig, ScoreConfig, TuneConfig, leaves
 from rella.models import ModelIdentity
 from rella.pipeline import VARIANTS, Pipeline, Stage, build, chosen_variants, prepare_stage, resolve_auto
+from rella.prompts import ML_1M
 from rella.storage import Storage
+from rella.wording import Wording, item_part, prompt_part
 
 RAW = {"ratings.dat": "1" * 64}
-MODEL = ModelIdentity("toy", "/models/toy", None, "a" * 64, 1024, 2048)
+MODEL = ModelIdentity("toy", "/models/toy", None, "a" * 64, 1024, 2048, "llama")
 
 DOWNSTREAM = {
     "prepare": {"prepare", "embed", "pca", "retrieve", "reit", "score"},
@@ -36,6 +39,7 @@ LM = ("embed", "reit", "score")
 # field → (another valid value, the stages that the field itself belongs to)
 FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "dataset": ("ml-1m", ("prepare",)),
+    "dataset_file": ("/data/songs.yaml", NEITHER),
     "raw_dir": ("/data/elsewhere", NEITHER),
     "storage": ("/elsewhere", NEITHER),
     "model": ("vicuna-7b", NEITHER),
@@ -54,18 +58,32 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "variants": ("ours", NEITHER),
     "data.positive_above": (3.5, ("prepare",)),
     "data.min_history": (6, ("prepare",)),
+    "data.order": ("file", ("prepare",)),
+    "data.targets": ("last", ("prepare",)),
+    "data.split_by": ("column", ("prepare",)),
     "data.split": ((7, 2, 1), ("prepare",)),
+    "data.shuffle_seed": (7, ("prepare",)),
+    "data.strict": (False, ("prepare",)),
+    "data.subsets": ("authors", ("retrieve", "reit", "score")),
     "data.sample_users": (401, ("prepare",)),
     "data.sample_seed": (2025, ("prepare",)),
     "data.seed": (43, ("retrieve", "reit", "score")),
     "embed.pool_bos": (False, ("embed",)),
+    "embed.pooling": ("generated", ("embed",)),
+    "embed.wrapped": (False, ("embed",)),
     "embed.batch_tokens": (1024, NEITHER),
     "embed.shard_items": (512, NEITHER),
     "retrieve.k_max": (90, ("retrieve",)),
     "retrieve.samples": ("all", ("retrieve",)),
     "retrieve.shard_pairs": (1000, NEITHER),
     "prompt.template": ("sample", LM),
-    "prompt.wrapper": ("plain", ("reit", "score")),
+    "prompt.wrapper": ("plain", LM),
+    "prompt.variant": ("authors", ("reit", "score")),
+    "prompt.trailing_blank": (True, ("reit", "score")),
+    "prompt.answer_eos": (True, ("reit",)),
+    "prompt.genre": ("all", ("embed",)),
+    "prompt.isbn": (False, ("embed",)),
+    "prompt.title_chars": (100, LM),
     "prompt.max_tokens": (900, ("reit", "score")),
     "tune.learning_rate": (1.5e-3, ("reit",)),
     "tune.batch_size": (256, ("reit",)),
@@ -97,7 +115,8 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
 # template is another data set's, so that changing the data set changes the first stage and nothing else by itself.
 WHOLE = Experiment(
     dataset="sample",
-    data=DataConfig(),
+    data=DataConfig(split_by="user"),
+    embed=EmbedConfig(wrapped=True),
     prompt=replace(Experiment().prompt, template="ml-1m"),
     retrieve=RetrieveConfig(samples="train:8192,valid:2000,test:200"),
     tune=TuneConfig(valid_rows=2000),
@@ -256,6 +275,7 @@ def test_which_stages_need_neighbours() -> None:
         ({"pca_dim": 512}, {"pca_dim": "auto"}),
         ({"tune.valid_rows": 2000}, {"tune.valid_rows": "auto"}),
         ({"score.k": 30}, {"score.k": "auto"}),
+        ({"tune.lora_targets": ("q_proj", "v_proj")}, {"tune.lora_targets": "auto"}),
     ],
 )
 def test_auto_and_the_value_it_stands_for_share_their_artifacts(given: dict[str, Any], value: dict[str, Any]) -> None:
@@ -373,11 +393,17 @@ def test_what_a_stage_is_made_of() -> None:
         "dataset": "sample",
         "data.positive_above": 3.0,
         "data.min_history": 5,
+        "data.order": "time",
+        "data.targets": "every",
+        "data.split_by": "user",
         "data.split": (8, 1, 1),
+        "data.shuffle_seed": 42,
+        "data.strict": True,
         "data.sample_users": 400,
         "data.sample_seed": 2024,
     }
-    assert p.score.identity == {"model": "a" * 64}
+    assert p.score.identity == {"model": "a" * 64, "wording": digest(prompt_part(Wording()))}
+    assert p.embed.identity == {"model": "a" * 64, "wording": digest(item_part(Wording()))}
     assert json.loads(json.dumps(p.pca.config)) == {"pca_dim": 512}
 
 
@@ -389,13 +415,44 @@ def test_golden_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 GOLDEN = {
-    "prepare": "3b90d272ffc9933d81b2cf83f12a54845b97294029c4acc7baae83b2bafbdfd4",
-    "embed": "628f554b49789117709d80b497e9ffa395bf3e2da5c46ca82a8cee23a8258e60",
-    "pca": "bf426618bb93ad88c8927ff401ed51667e3c3358709444d4b75479cde682cf26",
-    "retrieve": "8a969d50bc8b4c679385395a346acb00a95c6b3d5c481d95e9ad69c51c89c524",
-    "reit": "93ed179d2858f7dd5ddc656b081d954a9412f9c9983248870e791b243caf4ce9",
-    "score": "70962cf2663a163e159aa2da0714cd83992a1e50524b4269fca02d9632e210b6",
+    "prepare": "afeb395eade2de7e9610046456e250ee8db6d09a5c4f3364eda0eb9099e9ac12",
+    "embed": "4807f8a9080e76d955d63bcdaf28167790044fc1ff3fbd4a636ca7dabe0f18c2",
+    "pca": "7bdf98f10a11e6f9ed51709e7d5ef781ed83bb7bb9033f2e991e4c848b64f4b5",
+    "retrieve": "708eba60428bcb965af76ec8eccee05a428602bce6c39248512c23d1e1f78c42",
+    "reit": "3a60741b6defbe3c9c9ddfe0f5421fed0a5067fa650331b66afaac2ca14b522b",
+    "score": "7b4d5450075f28973fcc07139c8fdc720858726df206e53089180c72bb961f02",
 }
+
+
+def test_words_are_in_the_keys_of_those_that_read_them() -> None:
+    before = keys_of(build(WHOLE, RAW, MODEL, wording=ML_1M))
+    said = keys_of(build(WHOLE, RAW, MODEL, wording=replace(ML_1M, note="Other words.")))
+    assert changed(before, said) == {"reit", "score"}
+    item = keys_of(build(WHOLE, RAW, MODEL, wording=replace(ML_1M, item="{title}")))
+    assert changed(before, item) == downstream("embed")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "feels"),
+    [("data.shuffle_seed", 7, "data.split_by"), ("prompt.wrapper", "plain", "embed.wrapped")],
+)
+def test_what_is_not_used_is_in_no_key(field: str, value: Any, feels: str) -> None:
+    plain = with_field(WHOLE, feels, {"data.split_by": "time", "embed.wrapped": False}[feels])
+    first, second = (build(e, RAW, MODEL) for e in (plain, with_field(plain, field, value)))
+    assert first.embed.key == second.embed.key
+
+
+@pytest.mark.parametrize("field", ["k", "score.k"])
+def test_a_k_of_0_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} 0: a prompt shows at least 1 behaviour"):
+        build(with_field(WHOLE, field, 0), RAW, MODEL)
+
+
+def test_an_architecture_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"'mamba' are not known .* --tune\.lora-targets"):
+        build(WHOLE, RAW, replace(MODEL, model_type="mamba"))
+    named = with_field(WHOLE, "tune.lora_targets", ("in_proj",))
+    assert build(named, RAW, replace(MODEL, model_type="mamba")).reit is not None
 
 
 def test_settings_are_the_fields_that_change_no_result() -> None:
@@ -410,7 +467,7 @@ def test_k_reaches_the_scores_unless_they_have_their_own() -> None:
     assert build(follows, RAW, MODEL).score.key != build(replace(follows, **other), RAW, MODEL).score.key
 
 
-@pytest.mark.parametrize("change", [{"k": 91}, {"k": -1}, {"score": ScoreConfig(k=91)}])
+@pytest.mark.parametrize("change", [{"k": 91}, {"score": ScoreConfig(k=91)}])
 def test_a_k_above_what_is_retrieved_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"raise --retrieve\.k-max"):
         build(replace(WHOLE, **change), RAW, MODEL)

@@ -37,12 +37,15 @@ class Archive:
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+# Served without TLS: the checksum is what makes it trustworthy.
+_FREIBURG = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip"
 
 ARCHIVES: dict[str, Archive] = {
     archive.name: archive
     for archive in (
         Archive("ml-1m", f"{_GROUPLENS}/ml-1m.zip", "ml-1m.zip", 5_917_549, "c4d9eecfca2ab87c1945afe126590906"),
         Archive("ml-25m", f"{_GROUPLENS}/ml-25m.zip", "ml-25m.zip", 261_978_986, "6b51fb2759a8657d3bfcbfc42b592ada"),
+        Archive("bookcrossing", _FREIBURG, "BX-CSV-Dump.zip", 26_085_508, "37d647ee9e18ba134ea6d78ee4fe5292"),
     )
 }
 """The archives that may be downloaded, by data set."""

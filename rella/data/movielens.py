@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from rella.data.files import RawFiles
 from rella.data.raw import RawDataset
 
 FILES = ("users.dat", "movies.dat", "ratings.dat")
 """What `read_ml1m` needs."""
+
+FIELDS = {
+    "User ID": "users.user_id",
+    "Gender": "users.gender",
+    "Age": "users.age",
+    "Job": "users.occupation",
+    "Zipcode": "users.zipcode",
+    "Movie ID": "items.item_id",
+    "Movie title": "items.title",
+    "Movie genre": "items.genre",
+}
+"""Table 1's fields."""
 
 GENDERS = {"F": "female", "M": "male"}
 """Code in `users.dat` → the word of the prompt."""
@@ -64,17 +74,16 @@ _INTEGER = re.compile(rb"\s*-?\d{1,18}\s*")
 _CELL = b"\x1f"
 """A single byte that no field holds: the fast parser knows only separators of one byte."""
 
-Reader = Callable[[str], tuple[bytes, str]]
 
-
-def read_ml1m(folder_or_zip: Path) -> RawDataset:
+def read_ml1m(files: RawFiles, strict: bool = True) -> RawDataset:
     """Read MovieLens-1M.
 
     Users and items are numbered in the order of their original (numeric) ids. Every user of `users.dat` is kept; of the
     movies only those that somebody rated, as in Table 1 (3,706 of 3,883).
 
     Args:
-        folder_or_zip: a folder with the three files, a folder with `ml-1m/` or `ml-1m.zip`, or the archive itself.
+        files: where `FILES` lie.
+        strict: whether a rating of an unknown user or movie is an error; otherwise it is left out and counted.
 
     Returns:
         The ratings in file order. `users`: user, user_id, gender, age, occupation, zipcode. `items`: item, item_id,
@@ -82,15 +91,17 @@ def read_ml1m(folder_or_zip: Path) -> RawDataset:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a row is malformed or points to an unknown user or movie; names file, row number and remedy.
+        ValueError: a row is malformed or, if `strict`, points to an unknown user or movie; names file, row number and
+            remedy.
     """
-    read = _reader(Path(folder_or_zip))
-    user_ids, users = _parse_users(*read("users.dat"))
-    movie_ids, movies = _parse_movies(*read("movies.dat"))
-    data, where = read("ratings.dat")
-    columns = _parse_ratings(data, where)
-    user = _rows_of(columns["user"], user_ids, where, "user", "users.dat")
-    movie = _rows_of(columns["movie"], movie_ids, where, "movie", "movies.dat")
+    user_ids, users = _parse_users(files.read("users.dat"), files.where("users.dat"))
+    movie_ids, movies = _parse_movies(files.read("movies.dat"), files.where("movies.dat"))
+    where = files.where("ratings.dat")
+    columns = _parse_ratings(files.read("ratings.dat"), where)
+    keep, dropped = _known(columns, {"user": user_ids, "movie": movie_ids}, where, strict)
+    if dropped:
+        columns = {name: column[keep] for name, column in columns.items()}
+    movie = np.searchsorted(movie_ids, columns["movie"])
 
     rated = np.bincount(movie, minlength=len(movie_ids)) > 0
     items = movies.filter(pa.array(rated))
@@ -101,66 +112,13 @@ def read_ml1m(folder_or_zip: Path) -> RawDataset:
     return RawDataset(
         users=users,
         items=items.combine_chunks(),
-        user=user.astype(np.int32),
+        user=np.searchsorted(user_ids, columns["user"]).astype(np.int32),
         item=item_of_movie[movie],
         rating=columns["rating"].astype(np.float32),
         timestamp=columns["timestamp"],
+        fields=FIELDS,
+        dropped=dropped,
     )
-
-
-def field_vocabularies(raw: RawDataset) -> dict[str, int]:
-    """Return how many distinct values each field of the ID-based baselines has, by the paper's name of the field.
-
-    `Rating` counts the levels that occur: ratings of the history are features too. On MovieLens-1M the sizes are 6040,
-    2, 7, 21, 3439, 3706, 3706, 18 and 5, in all 16,944 features (Table 1). The history's items share `Movie ID`.
-    """
-    user_fields = {
-        "User ID": "user_id",
-        "Gender": "gender",
-        "Age": "age",
-        "Occupation": "occupation",
-        "Zipcode": "zipcode",
-    }
-    item_fields = {"Movie ID": "item_id", "Title": "title", "Genre": "genre"}
-    sizes = {field: len(raw.users.column(column).unique()) for field, column in user_fields.items()}
-    sizes |= {field: len(raw.items.column(column).unique()) for field, column in item_fields.items()}
-    return sizes | {"Rating": len(np.unique(raw.rating))}
-
-
-def _reader(path: Path) -> Reader:
-    """Return name → (bytes, where they come from) for the folder or archive `path`."""
-    if path.is_dir():
-        folders = [folder for folder in (path, path / "ml-1m") if (folder / FILES[-1]).is_file()]
-        if folders:
-            return lambda name: _read_file(folders[0] / name)
-        if not (path / "ml-1m.zip").is_file():
-            raise FileNotFoundError(
-                f"{path}: neither {', '.join(FILES)} nor ml-1m/ nor ml-1m.zip is in this folder. "
-                "Name the folder that holds them, or the archive, with --raw-dir."
-            )
-        path = path / "ml-1m.zip"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder. Name a folder with {', '.join(FILES)}, or ml-1m.zip, with --raw-dir."
-        )
-    return lambda name: _read_member(path, name)
-
-
-def _read_file(path: Path) -> tuple[bytes, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the file is missing. {path.parent} must hold {', '.join(FILES)}.")
-    return path.read_bytes(), str(path)
-
-
-def _read_member(path: Path, name: str) -> tuple[bytes, str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.namelist() if Path(m).name == name]
-            if not members:
-                raise FileNotFoundError(f"{path}: no {name} in the archive, which must hold {', '.join(FILES)}.")
-            return archive.read(members[0]), f"{path}/{members[0]}"
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a readable zip archive ({error}). Delete it and download it again.") from error
 
 
 def _rows(data: bytes, where: str, columns: str) -> list[list[str]]:
@@ -266,12 +224,27 @@ def _rating_fault(data: bytes, where: str, error: Exception) -> ValueError:
     return ValueError(f"{where}: {error}. {_REMEDY}")
 
 
-def _rows_of(
-    ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64], where: str, name: str, file: str
-) -> npt.NDArray[np.int64]:
-    """Return the row in `known` (ascending) of every id."""
-    rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    wrong = np.flatnonzero(known[rows] != ids)
-    if len(wrong):
-        raise _fault(where, int(wrong[0]), f"{name} {ids[wrong[0]]} is not in {file}")
-    return rows
+def _known(
+    columns: dict[str, npt.NDArray[np.int64]], listed: dict[str, npt.NDArray[np.int64]], where: str, strict: bool
+) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    """Return which ratings, as a mask (R,), have a user and a movie that are `listed` (ascending), and the count of
+    the others by reason.
+    """
+    keep = np.ones(len(columns["rating"]), dtype=bool)
+    dropped = {}
+    for name, known in listed.items():
+        ids = columns[name]
+        unknown = keep & (known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] != ids)
+        if not unknown.any():
+            continue
+        if strict:
+            row = int(np.argmax(unknown))
+            what = f"{name} {ids[row]} is not in {name}s.dat"
+            raise ValueError(
+                f"{_fault(where, row, what)} `--data.strict false` leaves such ratings out and counts them."
+            )
+        keep &= ~unknown
+        dropped[f"ratings of unknown {name}s"] = int(unknown.sum())
+    if not keep.any():
+        raise ValueError(f"{where}: no rating has a user of users.dat and a movie of movies.dat. {_REMEDY}")
+    return keep, dropped

@@ -12,7 +12,8 @@ import pyarrow as pa
 from rella.config import History
 from rella.data.selection import Chosen
 from rella.data.tables import Histories
-from rella.prompts import ChatWrapper, PromptTemplate
+from rella.prompts import ChatWrapper, Display, names_of, prompt_text
+from rella.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,17 @@ class Question:
     """One sample's content before it is worded."""
 
     profile: Mapping[str, str]
-    titles: Sequence[str]
-    """K behaviours' titles, oldest first."""
+    names: Sequence[str]
+    """What the K behaviours' items are called, oldest first."""
     ratings: Sequence[float]
     target: str
+    retrieved: bool = False
+    """Whether the behaviours were retrieved (SUBR) or are the most recent ones."""
 
-    def text(self, template: PromptTemplate, wrapper: ChatWrapper, skip: int = 0) -> str:
+    def text(self, wording: Wording, wrapper: ChatWrapper, skip: int = 0) -> str:
         """Return the wrapped prompt without the `skip` oldest behaviours."""
-        return wrapper.wrap(template.prompt(self.profile, self.titles[skip:], self.ratings[skip:], self.target))
+        shown = self.names[skip:], self.ratings[skip:]
+        return wrapper.wrap(prompt_text(wording, self.profile, *shown, self.target, self.retrieved))
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,23 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What questions are made of: users' profiles, items' titles, behaviours."""
+    """What questions are made of: users' profiles, items' names, behaviours."""
 
     profiles: Mapping[str, Sequence[str]]
     """Profile field → its value by user."""
-    titles: Sequence[str]
-    """By item."""
+    names: Sequence[str]
+    """What each item is called, by item."""
     histories: Histories
 
     @staticmethod
-    def from_tables(users: pa.Table, items: pa.Table, histories: Histories) -> Catalogue:
-        """Take the columns that prompts show."""
+    def from_tables(
+        users: pa.Table, items: pa.Table, histories: Histories, wording: Wording, display: Display
+    ) -> Catalogue:
+        """Take the columns that prompts show, each text made fit to be shown once and for all."""
         own = {"user", "user_id", "offset", "count"}
-        profiles = {n: users.column(n).to_pylist() for n in users.schema.names if n not in own}
-        return Catalogue(profiles, items.column("title").to_pylist(), histories)
+        profiles = {n: _shown(users.column(n), display) for n in users.schema.names if n not in own}
+        columns = {n: items.column(n).to_pylist() for n in items.schema.names if n != "item"}
+        return Catalogue(profiles, names_of(wording, columns, display), histories)
 
     def question(self, user: int, item: int, end: int, positions: npt.NDArray[np.integer] | None, k: int) -> Question:
         """Return a sample's question with the behaviours at `positions`, or with the K most recent where it is None.
@@ -95,10 +102,18 @@ class Catalogue:
         chosen = np.arange(max(0, end - k), end) if positions is None else positions
         return Question(
             {name: values[user] for name, values in self.profiles.items()},
-            [self.titles[i] for i in items[chosen]],
+            [self.names[i] for i in items[chosen]],
             [float(r) for r in ratings[chosen]],
-            self.titles[item],
+            self.names[item],
+            positions is not None,
         )
+
+
+def _shown(column: pa.ChunkedArray, display: Display) -> list[str]:
+    """Return a profile column's texts; its few different values are treated once."""
+    coded = column.combine_chunks().dictionary_encode()
+    values = [display(value) for value in coded.dictionary.to_pylist()]
+    return [values[code] for code in coded.indices.to_pylist()]
 
 
 def questions(

@@ -28,6 +28,19 @@ SAMPLE_SEED = 2024
 PRETRAINING_SEED = 77
 
 
+FIELDS = {
+    "User ID": "users.user_id",
+    "Gender": "users.gender",
+    "Age": "users.age",
+    "Job": "users.occupation",
+    "Zipcode": "users.zipcode",
+    "Movie ID": "items.item_id",
+    "Movie title": "items.title",
+    "Movie genre": "items.genre",
+}
+"""As MovieLens-1M's."""
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The movies and what is hidden behind their titles; row i of everything is item i."""
@@ -194,6 +207,7 @@ def _dataset(rng: np.random.Generator, users: int, world: World, prefix: str) ->
         item=item.astype(np.int32),
         rating=rating.astype(np.float32),
         timestamp=_times(rng, counts),
+        fields=FIELDS,
     )
 
 

@@ -10,6 +10,8 @@ import ray
 from rella.artifacts import Artifact
 from rella.data.questions import Catalogue, Neighbours
 from rella.data.tables import Tables
+from rella.prompts import Display
+from rella.wording import Wording
 
 TABLES = ("users", "items", "interactions", "samples")
 
@@ -54,6 +56,6 @@ class Shared:
         return found
 
 
-def catalogue_of(tables: Tables) -> Catalogue:
+def catalogue_of(tables: Tables, wording: Wording, display: Display) -> Catalogue:
     """Return what questions are made of."""
-    return Catalogue.from_tables(tables.users, tables.items, tables.histories())
+    return Catalogue.from_tables(tables.users, tables.items, tables.histories(), wording, display)

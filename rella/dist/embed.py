@@ -15,8 +15,9 @@ from rella.config import Experiment
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.models import ModelIdentity
-from rella.prompts import template_for
+from rella.prompts import item_text, shown_fields
 from rella.schemas import POOLED, check
+from rella.wording import Wording
 
 PROJECTION = "projection.npz"
 
@@ -30,32 +31,37 @@ class EmbedWorker:
         data: Artifact,
         experiment: Experiment,
         model: ModelIdentity,
+        wording: Wording,
         cpus: int,
         progress: ProgressHandle,
     ) -> None:
         import torch
 
         from rella.lm.loading import best_device, load_base, load_tokenizer
+        from rella.lm.reading import Reader
 
         torch.set_num_threads(cpus)
         self.artifact, self.experiment, self.progress = artifact, experiment, progress
-        template = template_for(experiment.prompt.template)
-        self.texts = [template.item(row) for row in data.read("items").to_pylist()]
         self.tokenizer = load_tokenizer(model)
-        self.base = load_base(model, experiment.precision, best_device(), head=False)
+        reader = Reader(self.tokenizer, model, experiment.prompt, wording)
+        rows = data.read("items").to_pylist()
+        self.texts = [item_text(wording, shown_fields(row, reader.display)) for row in rows]
+        if experiment.embed.wrapped:
+            self.texts = [reader.wrapper.wrap(text) for text in self.texts]
+        self.generated = experiment.embed.pooling == "generated"
+        self.base = load_base(model, experiment.precision, best_device(), head=self.generated)
 
     def run(self, shard: Shard) -> Part:
         """Embed the items of a shard and write their part."""
         from rella.lm.embedding import embed_texts
+        from rella.lm.generated import embed_generated
 
-        vectors = embed_texts(
-            self.base,
-            self.tokenizer,
-            self.texts[shard.start : shard.stop],
-            self.experiment.embed.pool_bos,
-            self.experiment.embed.batch_tokens,
-            lambda n: self.progress.report(n),
-        )
+        options, texts = self.experiment.embed, self.texts[shard.start : shard.stop]
+        done = lambda n: self.progress.report(n)  # noqa: E731
+        if self.generated:
+            vectors = embed_generated(self.base, self.tokenizer, texts, options.batch_tokens, done)
+        else:
+            vectors = embed_texts(self.base, self.tokenizer, texts, options.pool_bos, options.batch_tokens, done)
         table = vector_table(np.arange(shard.start, shard.stop, dtype=np.int32), vectors)
         return self.artifact.write_part(table, shard.shard, shard.shards)
 
@@ -77,7 +83,13 @@ def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
 
 
 def embed(
-    artifact: Artifact, data: Artifact, experiment: Experiment, model: ModelIdentity, items: int, resources: Resources
+    artifact: Artifact,
+    data: Artifact,
+    experiment: Experiment,
+    model: ModelIdentity,
+    wording: Wording,
+    items: int,
+    resources: Resources,
 ) -> list[Part]:
     """Embed every item of the data set exactly once; return the parts."""
     shards = cut(0, items, experiment.embed.shard_items)
@@ -87,6 +99,7 @@ def embed(
             "data": data,
             "experiment": experiment,
             "model": model,
+            "wording": wording,
             "cpus": resources.cpus,
             "progress": progress.handle,
         }
@@ -95,10 +108,13 @@ def embed(
 
 
 @ray.remote(num_cpus=1)
-def _project(artifact: Artifact, pooled: Artifact, dimensions: int) -> list[Part]:
+def _project(artifact: Artifact, pooled: Artifact, dimensions: int | None) -> list[Part]:
     from rella.pca import fit
 
     vectors = vectors_of(pooled.read())
+    if dimensions is None:
+        facts = {"dimensions": vectors.shape[1]}
+        return [artifact.write_part(vector_table(np.arange(len(vectors), dtype=np.int32), vectors), 0, 1, facts=facts)]
     projection = fit(vectors, dimensions)
     table = vector_table(np.arange(len(vectors), dtype=np.int32), projection.apply(vectors))
     file = io.BytesIO()
@@ -108,7 +124,10 @@ def _project(artifact: Artifact, pooled: Artifact, dimensions: int) -> list[Part
     return [part, artifact.write_file(PROJECTION, file.getvalue())]
 
 
-def project(artifact: Artifact, pooled: Artifact, dimensions: int) -> list[Part]:
-    """Reduce the pooled vectors by PCA on one node; mean and components are stored beside the vectors."""
+def project(artifact: Artifact, pooled: Artifact, dimensions: int | None) -> list[Part]:
+    """Reduce the pooled vectors by PCA on one node; mean and components are stored beside the vectors.
+
+    Without a number of dimensions the pooled vectors are taken as they are.
+    """
     parts: list[Part] = ray.get(_project.remote(artifact, pooled, dimensions))
     return parts

@@ -12,7 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from rella.artifacts import Artifact, ArtifactError, Json
-from rella.cli import Resolved, UserError, parse
+from rella.cli import Resolved, UserError, parse, resolve
+from rella.config import DATASETS
+from rella.data.facts import checks, table1_text
 from rella.data.tables import column
 from rella.dist.run import Runner
 from rella.leases import BusyError
@@ -33,7 +35,7 @@ def main(name: str, description: str, action: Callable[[Runner], Figures], argv:
         resolved = parse(argv, f"jobs/{name}.py", description)
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
-            figures = action(runner)
+            figures = show_job(runner, resolved.show) if resolved.show else action(runner)
     except Exception as error:
         from rella.dist.session import root_cause
 
@@ -58,8 +60,27 @@ def _announce(resolved: Resolved) -> None:
 
 
 def prepare_job(runner: Runner) -> Figures:
-    """Raw files to users, items, interactions and samples."""
-    return _facts(runner.prepare())
+    """Raw files to users, items, interactions and samples; prints Table 1."""
+    artifact = runner.prepare()
+    e, facts = runner.experiment, artifact.manifest().facts
+    usual = resolve({"dataset": e.dataset, "model": e.model}).experiment.data if e.dataset in DATASETS else e.data
+    known = checks(e.dataset, facts, e.data, usual)
+    print(f"\nTable 1\n{table1_text(e.dataset, facts, known)}\n")
+    return {**_facts(artifact), **({"facts_that_differ": [c.name for c in known if not c.holds]} if known else {})}
+
+
+def show_job(runner: Runner, n: int) -> Figures:
+    """A few samples as the model reads them; only the data set is prepared where it is missing."""
+    from rella.dist.show import shown_samples
+
+    data, pipeline = runner.prepare(), runner.pipeline(replace(runner.experiment, history="retrieved"))
+    found = None if pipeline.retrieve is None else pipeline.retrieve.artifact(runner.storage)
+    neighbours = found if found is not None and found.is_complete() else None
+    wording = runner.source.wording(runner.experiment)
+    print()
+    for text in shown_samples(pipeline, data, neighbours, runner.model, wording, n):
+        print(text)
+    return {"shown": n}
 
 
 def embed_job(runner: Runner) -> Figures:

@@ -11,7 +11,7 @@ import ray
 
 from rella.artifacts import Artifact, Part
 from rella.config import Experiment
-from rella.data.selection import Chosen, choose, wanted_ids
+from rella.data.selection import Chosen, SubsetRule, choose, wanted_ids
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared
 from rella.dist.embed import vectors_of
@@ -34,7 +34,7 @@ class Work:
 
 def chosen_samples(tables: Tables, experiment: Experiment) -> Chosen:
     """Return the samples that `retrieve.samples` names, ascending by id."""
-    return choose(tables.samples, wanted_ids(tables.samples, experiment.retrieve.samples, experiment.data.seed))
+    return choose(tables.samples, wanted_ids(tables.samples, experiment.retrieve.samples, SubsetRule.of(experiment)))
 
 
 @ray.remote(num_cpus=0)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from rella.artifacts import Artifact, Json, Manifest, Part, code_version, machine, now, summed
 from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Experiment
-from rella.data.sources import prepare, raw_identity, table1_row
-from rella.data.tables import table1
+from rella.data.facts import dataset_facts
+from rella.data.samples import assemble
+from rella.data.sources import Source, table1_row
 from rella.leases import Lease
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
 from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, resolve_auto, resolved_autos, settings
@@ -47,6 +48,36 @@ class Job:
         return self.found_in
 
 
+def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> None:
+    """Verify, before anything expensive, that the data set has the samples that the experiment asks for.
+
+    Args:
+        pipeline: the experiment.
+        facts: of its prepared data set: samples and positives by split.
+        until: the last stage that will run.
+
+    Raises:
+        ValueError: more shots or rows than samples, an empty split, or all labels equal; names the flag.
+    """
+    e = pipeline.experiment
+    asked: list[tuple[str, str, int | str]] = []
+    if pipeline.reit is not None and until in (REIT, SCORE):
+        asked += [("--shots", "train", e.shots), ("--tune.select-on", e.tune.select_on, "all")]
+    if until == SCORE:
+        asked.append(("--test-rows", e.score.split, e.test_rows))
+    for flag, split, n in asked:
+        there, positives = int(facts[split]), int(facts[f"{split}_positives"])
+        if there == 0:
+            raise ValueError(f"{flag}: the {split} split is empty; give it a share with --data.split")
+        if n != "all" and not 1 <= int(n) <= there:
+            raise ValueError(f"{flag} {n}: the {split} split has {there:,} samples; give 1 to {there}, or `all`")
+        if positives in (0, there):
+            raise ValueError(
+                f"{flag}: all {there:,} samples of the {split} split have the label {int(positives > 0)}, there is "
+                "nothing to tell apart; change the label rule (--data.positive-above) or the data"
+            )
+
+
 @dataclass
 class Runner:
     """Everything that the pipelines of one job share. Ray is not touched before a stage that needs it is missing."""
@@ -54,6 +85,7 @@ class Runner:
     experiment: Experiment
     say: Callable[[str], None] = print
     storage: Storage = field(init=False)
+    source: Source = field(init=False)
     raw: Mapping[str, str] = field(init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
     _connected: bool = field(default=False, init=False)
@@ -61,7 +93,8 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.storage = Storage(resolve_uri(self.experiment.storage))
-        self.raw = raw_identity(self.experiment.dataset, self.experiment.raw_dir)
+        self.source = Source.of(self.experiment)
+        self.raw = self.source.identity()
 
     def __enter__(self) -> Runner:
         return self
@@ -93,7 +126,7 @@ class Runner:
             folder = Storage(resolve_uri(experiment.adapter)).local_copy("")
             check_adapter(folder, self.model)
             adapter = adapter_identity(folder)
-        return build(experiment, self.raw, self.model, adapter)
+        return build(experiment, self.raw, self.model, adapter, self.source.wording(experiment))
 
     def run(self, pipelines: Sequence[Pipeline], until: str = SCORE) -> None:
         """Make every stage of the pipelines up to `until` that is not there; those that are there are taken.
@@ -109,6 +142,9 @@ class Runner:
                 wanted.setdefault(stage.key, Job(stage, stage.artifact(self.storage), pipeline.experiment, pipeline))
         for name in STAGES[: STAGES.index(until) + 1]:
             self._run_stage(name, [job for job in wanted.values() if job.stage.name == name])
+            if name == PREPARE:
+                for pipeline in pipelines:
+                    check_counts(pipeline, pipeline.prepare.artifact(self.storage).manifest().facts, until)
 
     def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:
         missing = []
@@ -187,13 +223,14 @@ class Runner:
 def _prepare(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
     for job in jobs:
         e = job.experiment
-        tables = prepare(e.dataset, e.raw_dir, e.data)
+        raw = runner.source.load(e.data)
+        tables = assemble(raw, e.data)
         tables.validate()
-        counts = table1(tables)
-        runner.say(f"{PREPARE:<9} {table1_row(counts)}")
+        facts = dataset_facts(raw, tables)
+        runner.say(f"{PREPARE:<9} {table1_row(facts)}")
         columns = {"users": tables.users, "items": tables.items}
         columns |= {"interactions": tables.interactions, "samples": tables.samples}
-        yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], counts
+        yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], facts
 
 
 def _embed(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
@@ -204,7 +241,8 @@ def _embed(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
         data = job.pipeline.prepare.artifact(runner.storage)
         items = data.manifest().facts["items"]
         e = job.pipeline.experiment
-        parts = embed(job.artifact, data, e, runner.model, items, resources(e.cluster))
+        wording = runner.source.wording(e)
+        parts = embed(job.artifact, data, e, runner.model, wording, items, resources(e.cluster))
         yield parts, {"items": items, "hidden_size": runner.model.hidden_size}
 
 
@@ -213,7 +251,8 @@ def _pca(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
 
     for job in jobs:
         pooled = job.pipeline.embed.artifact(runner.storage)
-        yield project(job.artifact, pooled, int(job.pipeline.experiment.pca_dim)), {}
+        dim = job.pipeline.experiment.pca_dim
+        yield project(job.artifact, pooled, None if dim == "none" else int(dim)), {}
 
 
 def _retrieve(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
@@ -235,8 +274,9 @@ def _reit(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
     for job in jobs:
         e, retrieved = job.pipeline.experiment, "neighbours" in job.stage.inputs
         shared = runner.share(job.pipeline, retrieved)
-        tasks.append(TuneTask(job.artifact, e, shared, job.stage.slug.partition("-")[2]))
-    return tune(tasks, runner.model, resources(runner.experiment.cluster))
+        wording, title = runner.source.wording(e), job.stage.slug.partition("-")[2]
+        tasks.append(TuneTask(job.artifact, e, shared, wording, title))
+    return tune(tasks, runner.model, resources(runner.experiment.cluster), runner.say)
 
 
 def _score(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
@@ -252,7 +292,7 @@ def _score(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
         elif e.adapter != "none":
             adapter = resolve_uri(e.adapter)
         shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
-        tasks.append(ScoreTask(job.artifact, e, shared, adapter))
+        tasks.append(ScoreTask(job.artifact, e, shared, runner.source.wording(e), adapter))
     made = score(tasks, runner.model, resources(runner.experiment.cluster))
     return [(parts, {"rows": sum(p.rows for p in parts)}) for parts in made]
 

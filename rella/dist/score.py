@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +14,18 @@ import ray
 from rella.artifacts import Artifact, Part
 from rella.config import Experiment
 from rella.data.questions import Catalogue, Neighbours, questions
-from rella.data.selection import Chosen, choose, split_subset
+from rella.data.selection import Chosen, SubsetRule, choose, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.models import ModelIdentity
-from rella.prompts import template_for, wrapper_for
 from rella.schemas import SCORES, check
 from rella.storage import Storage
+from rella.wording import Wording
+
+if TYPE_CHECKING:
+    from rella.lm.reading import Reader
 
 ADAPTER = "adapter"
 """Folder of the PEFT adapter in a `reit` artifact."""
@@ -35,6 +38,7 @@ class ScoreTask:
     artifact: Artifact
     experiment: Experiment
     shared: Shared
+    wording: Wording
     adapter: Artifact | str | None
     """A finished `reit` artifact, the URI of a PEFT folder, or None for zero-shot."""
 
@@ -52,7 +56,7 @@ class ScoreTask:
 def scored_samples(tables: Tables, experiment: Experiment) -> Chosen:
     """Return the samples that a score stage covers, ascending by id."""
     e = experiment
-    return choose(tables.samples, split_subset(tables.samples, e.score.split, e.test_rows, e.data.seed))
+    return choose(tables.samples, split_subset(tables.samples, e.score.split, e.test_rows, SubsetRule.of(e)))
 
 
 def score_table(samples: Chosen, logits: np.ndarray) -> pa.Table:
@@ -89,21 +93,19 @@ class ScoreWorker:
 
     def run(self, shard: Shard) -> Part:
         """Score the samples of a shard and write their part."""
-        from rella.lm.encoding import PromptEncoder
-        from rella.lm.loading import answers_for
         from rella.lm.scoring import answer_logits
 
         task = self.tasks[shard.task]
         e = task.experiment
         catalogue, samples, neighbours = self._data(shard.task)
         mine = samples.rows(shard.start, shard.stop)
-        wrapper = wrapper_for(e.prompt.wrapper)
-        encoder = PromptEncoder(self.tokenizer, template_for(e.prompt.template), wrapper, int(e.prompt.max_tokens))
+        reader = self._reader(task)
+        encoder = reader.encoder()
         prompts = encoder.encode(questions(catalogue, mine, e.history, neighbours, int(e.score.k)))
         logits = answer_logits(
             self._with_adapter(shard.task),
             prompts,
-            answers_for(self.tokenizer, wrapper).pair,
+            reader.answers().pair,
             self.tokenizer.pad_token_id,
             e.score.batch_tokens,
             lambda n: self.progress.report(n),
@@ -115,12 +117,17 @@ class ScoreWorker:
         }
         return task.artifact.write_part(score_table(mine, logits), shard.shard, shard.shards, facts=facts)
 
+    def _reader(self, task: ScoreTask) -> Reader:
+        from rella.lm.reading import Reader
+
+        return Reader(self.tokenizer, self.identity, task.experiment.prompt, task.wording)
+
     def _data(self, number: int) -> tuple[Catalogue, Chosen, Neighbours | None]:
         if number not in self.tables:
             task = self.tasks[number]
             tables = task.shared.fetch_tables()
             chosen = scored_samples(tables, task.experiment)
-            self.tables[number] = catalogue_of(tables), chosen, task.shared.fetch_neighbours()
+            self.tables[number] = catalogue_of(tables, task.wording, self._reader(task).display), chosen, task.shared.fetch_neighbours()
         return self.tables[number]
 
     def _with_adapter(self, number: int) -> Any:  # noqa: ANN401 - transformers is untyped here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from rella.artifacts import Artifact, Json, Part
 from rella.config import Experiment
 from rella.data.fewshot import training_rows, twins_identical
 from rella.data.questions import questions
-from rella.data.selection import Chosen, choose, split_ids, split_subset
+from rella.data.selection import Chosen, SubsetRule, choose, split_ids, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.score import ADAPTER
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources, root_cause
 from rella.models import BASE_FILE, ModelIdentity
-from rella.prompts import template_for, wrapper_for
+from rella.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TuneTask:
     artifact: Artifact
     experiment: Experiment
     shared: Shared
+    wording: Wording
     title: str
 
 
@@ -49,30 +50,31 @@ class Material:
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _material(shared: Shared, experiment: Experiment, model: ModelIdentity) -> tuple[Material, int]:
-    """Word and tokenise a run's rows once for all workers; return them and, for the driver, only their number."""
-    from rella.lm.encoding import PromptEncoder
-    from rella.lm.loading import answers_for, load_tokenizer
+def _material(
+    shared: Shared, experiment: Experiment, wording: Wording, model: ModelIdentity
+) -> tuple[Material, dict[str, Json]]:
+    """Word and tokenise a run's rows once for all workers; return them and, for the driver, only what there is."""
+    from rella.lm.loading import load_tokenizer
+    from rella.lm.reading import Reader
     from rella.lm.tuning import Row
 
     e, tables, neighbours = experiment, shared.fetch_tables(), shared.fetch_neighbours()
-    catalogue, tokenizer, wrapper = catalogue_of(tables), load_tokenizer(model), wrapper_for(experiment.prompt.wrapper)
-    answers = answers_for(tokenizer, wrapper)
-    encoder = PromptEncoder(tokenizer, template_for(e.prompt.template), wrapper, int(e.prompt.max_tokens))
-    shots = choose(tables.samples, split_subset(tables.samples, "train", e.shots, e.data.seed))
-    unlabelled = int(np.isnan(shots.label).sum())
-    if unlabelled:
-        raise ValueError(f"{unlabelled} of the {len(shots)} training samples have no label")
+    reader = Reader(load_tokenizer(model), model, e.prompt, wording)
+    catalogue, encoder = catalogue_of(tables, wording, reader.display), reader.encoder()
+    answers = {label: reader.trained(label) for label in (0, 1)}
+    shots = choose(tables.samples, split_subset(tables.samples, "train", e.shots, SubsetRule.of(e)))
+    check_labels(shots, "few-shot samples", "raise --shots or change --data.seed")
+    valid = validation_samples(tables, e)
+    check_labels(valid, f"samples that choose the epoch ({e.tune.select_on})", "raise --tune.valid-rows")
     twins: dict[bool, list[Any]] = {}
     ids, flags = training_rows(shots.sample_id, e.mix)
     for flag in sorted(set(flags.tolist())):
         asked = questions(catalogue, shots, "retrieved" if flag else "recent", neighbours, e.k)
         twins[flag] = [
-            Row(prompt, answers.of(int(label)))
+            Row(prompt, answers[int(label)])
             for prompt, label in zip(encoder.encode(asked), shots.label, strict=True)
         ]
     rows = [twins[flag][place] for place, flag in zip(np.searchsorted(shots.sample_id, ids), flags.tolist(), strict=True)]
-    valid = validation_samples(tables, e)
     prompts = encoder.encode(questions(catalogue, valid, e.history, neighbours, e.k))
     facts = {
         "shots": len(shots),
@@ -85,7 +87,22 @@ def _material(shared: Shared, experiment: Experiment, model: ModelIdentity) -> t
         "valid_rows": len(valid),
         "selected_on": e.tune.select_on,
     }
-    return Material(rows, prompts, valid.label.astype(np.int8), facts), len(rows)
+    return Material(rows, prompts, valid.label.astype(np.int8), facts), facts
+
+
+def check_labels(samples: Chosen, what: str, remedy: str) -> None:
+    """Verify that samples are labelled and of both classes.
+
+    Raises:
+        ValueError: none, unlabelled ones, or all labels equal; says what to do.
+    """
+    if not len(samples):
+        raise ValueError(f"there are no {what}: give the split a share with --data.split")
+    unlabelled = int(np.isnan(samples.label).sum())
+    if unlabelled:
+        raise ValueError(f"{unlabelled} of the {len(samples)} {what} have no label")
+    if samples.label.min() == samples.label.max():
+        raise ValueError(f"all {len(samples)} {what} have the label {int(samples.label[0])}: {remedy}")
 
 
 def validation_samples(tables: Tables, experiment: Experiment) -> Chosen:
@@ -93,7 +110,7 @@ def validation_samples(tables: Tables, experiment: Experiment) -> Chosen:
     e = experiment
     there = len(split_ids(tables.samples, e.tune.select_on))
     wanted = min(int(e.tune.valid_rows), there)
-    return choose(tables.samples, split_subset(tables.samples, e.tune.select_on, wanted, e.data.seed))
+    return choose(tables.samples, split_subset(tables.samples, e.tune.select_on, wanted, SubsetRule.of(e)) if wanted else np.zeros(0, np.int64))
 
 
 def _setup_process(cpus: int) -> None:
@@ -170,11 +187,12 @@ def _validator(task: TuneTask, material: Material, model: ModelIdentity, pad: in
     """Return the function that scores the validation rows over all workers; metrics are of all rows at once."""
     import torch.distributed as dist
 
-    from rella.lm.loading import answers_for, load_tokenizer
+    from rella.lm.loading import load_tokenizer
+    from rella.lm.reading import Reader
     from rella.lm.scoring import answer_logits, probabilities
     from rella.metrics import evaluate
 
-    pair = answers_for(load_tokenizer(model), wrapper_for(task.experiment.prompt.wrapper)).pair
+    pair = Reader(load_tokenizer(model), model, task.experiment.prompt, task.wording).answers().pair
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(range(rank, len(material.valid), world))
 
@@ -213,7 +231,7 @@ def _write_adapter(artifact: Artifact, tuned: Any, model: ModelIdentity, facts: 
 
 
 def tune(
-    tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources
+    tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources, say: Callable[[str], None]
 ) -> list[tuple[list[Part], dict[str, Json]]]:
     """Train every task's adapter in one worker group; return (parts, facts) by task.
 
@@ -222,9 +240,14 @@ def tune(
     """
     import json
 
-    made = [_material.remote(t.shared, t.experiment, model) for t in tasks]
-    materials, counts = [m for m, _ in made], ray.get([n for _, n in made])
-    total = sum(_epochs(t.experiment) * rows for t, rows in zip(tasks, counts, strict=True))
+    made = [_material.remote(t.shared, t.experiment, t.wording, model) for t in tasks]
+    materials, facts = [m for m, _ in made], ray.get([f for _, f in made])
+    for task, found in zip(tasks, facts, strict=True):
+        say(
+            f"{'reit':<9} {task.title}: {found['rows']:,} rows of {found['shots']:,} samples, "
+            f"{found['identical_twins']:.1%} of them with twins that are identical (histories of at most K)"
+        )
+    total = sum(_epochs(t.experiment) * found["rows"] for t, found in zip(tasks, facts, strict=True))
     with RemoteProgress("tune", total, "rows") as progress:
         config = {"tasks": list(tasks), "materials": materials, "model": model, "cpus": resources.cpus, "progress": progress.handle}
         _launch(config, tasks[0].artifact, resources)

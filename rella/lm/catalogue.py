@@ -18,11 +18,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rella.config import DATASETS, DataConfig
-from rella.data.sources import load_raw
+from rella.config import DATASETS, DataConfig, PromptConfig
+from rella.data.sources import Source
 from rella.lm.small_llama import Shape, new_model, save
 from rella.lm.tiny_tokenizer import train_tokenizer
-from rella.prompts import answer_text, template_for, wrapper_for
+from rella.prompts import WORDINGS, Display, answer_text, item_text, prompt_text, shown_fields, wrapper_for
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ def vocabulary_texts(sentences: Sequence[str], dataset: str) -> list[str]:
     The tokenizer has to know the prompts' form (numbers, stars, answers), or every behaviour costs three times its
     tokens; the model never reads them.
     """
-    template, wrapper = template_for(dataset), wrapper_for("vicuna")
-    profiles = [{"gender": g, "age": "25-34", "occupation": "other"} for g in ("female", "male")]
+    wording, wrapper = WORDINGS[dataset], wrapper_for("vicuna")
+    other = {"age": "25-34", "occupation": "other", "location": "unknown"}
+    profiles = [{"gender": g, **other} for g in ("female", "male")]
     stars = [float(1 + n % 5) for n in range(80)]
     lists = ([""] * 80, ["'s"] * 80)  # An apostrophe changes the quotes around an entry.
     prompts = [
-        f"{wrapper.wrap(template.prompt(profile, titles, stars, ''))}{wrapper.separator}{answer_text(label)}"
+        f"{wrapper.wrap(prompt_text(wording, profile, titles, stars, ''))}{wrapper.separator}{answer_text(label)}"
         for profile in profiles
         for titles in lists
         for label in (0, 1)
@@ -105,9 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more only on idle cores (default: 1)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    raw = load_raw(options.dataset, options.raw_dir, DataConfig())
-    template = template_for(options.dataset)
-    sentences = [template.item(row) for row in raw.items.to_pylist()]
+    raw = Source(options.dataset, options.raw_dir).load(DataConfig(strict=options.dataset != "bookcrossing"))
+    wording, display = WORDINGS[options.dataset], Display(PromptConfig().title_chars)
+    sentences = [item_text(wording, shown_fields(row, display)) for row in raw.items.to_pylist()]
     build = CatalogueBuild(epochs=options.epochs, seed=options.seed)
     model, tokenizer = pretrain(sentences, options.dataset, build)
     save(model, tokenizer, options.out)

@@ -26,14 +26,16 @@ def embed_texts(
         base: a model without LM head; its last hidden state is taken after the final norm.
         tokenizer: its tokenizer.
         texts: item sentences.
-        pool_bos: whether the first special token counts in the mean.
+        pool_bos: whether the begin token counts in the mean, where the tokenizer sets one.
         batch_tokens: token budget of a forward pass, padding included.
         on_done: called with the number of texts of each batch.
     """
     device = next(base.parameters()).device
     rows = [np.asarray(ids, dtype=np.int32) for ids in tokenizer(list(texts))["input_ids"]] if texts else []
     out = np.zeros((len(rows), base.config.hidden_size), dtype=np.float32)
-    first = 0 if pool_bos or tokenizer.bos_token_id is None else 1
+    # Some tokenizers have a begin token and set none (GPT-2's): their first token is a word of the text.
+    begins = tokenizer.bos_token_id is not None and bool(rows) and rows[0][0] == tokenizer.bos_token_id
+    first = int(begins and not pool_bos)
     with torch.inference_mode():
         for batch in token_batches([len(r) for r in rows], batch_tokens):
             ids, lengths = pad_right([rows[i] for i in batch], tokenizer.pad_token_id, device)

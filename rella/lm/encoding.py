@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from rella.data.questions import Question
-from rella.prompts import ChatWrapper, PromptTemplate
+from rella.prompts import ChatWrapper
+from rella.wording import Wording
 
 Ids = npt.NDArray[np.int32]
 
@@ -21,7 +22,7 @@ class PromptEncoder:
     """Words questions and tokenises them; what does not fit loses its oldest behaviours and is counted."""
 
     tokenizer: Any
-    template: PromptTemplate
+    wording: Wording
     wrapper: ChatWrapper
     max_tokens: int
     truncated: int = field(default=0, init=False)
@@ -35,7 +36,7 @@ class PromptEncoder:
         Raises:
             ValueError: a prompt that is too long without any behaviour; names the target.
         """
-        texts = [q.text(self.template, self.wrapper) for q in questions]
+        texts = [q.text(self.wording, self.wrapper) for q in questions]
         encoded = [np.asarray(ids, dtype=np.int32) for ids in self.tokenizer(texts)["input_ids"]] if texts else []
         return [
             self._fit(q, ids) if len(ids) > self.max_tokens else ids for q, ids in zip(questions, encoded, strict=True)
@@ -43,10 +44,10 @@ class PromptEncoder:
 
     def _fit(self, question: Question, whole: Ids) -> Ids:
         """Find the fewest behaviours to drop, by bisection: length falls with every one of them."""
-        low, high, best = 1, len(question.titles), whole
+        low, high, best = 1, len(question.names), whole
         while low <= high:
             skip = (low + high) // 2
-            text = question.text(self.template, self.wrapper, skip)
+            text = question.text(self.wording, self.wrapper, skip)
             ids = np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int32)
             if len(ids) <= self.max_tokens:
                 best, high = ids, skip - 1
@@ -55,7 +56,7 @@ class PromptEncoder:
         if len(best) > self.max_tokens:
             raise ValueError(
                 f"the prompt for {question.target[:60]!r} has over {self.max_tokens} tokens even without behaviours: "
-                "shorten the item's title or choose a model with a longer context"
+                "lower --prompt.title-chars or choose a model with a longer context"
             )
         self.truncated += 1
         self.dropped += low

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rella.backbones import backbone_of
 from rella.config import Precision
 from rella.models import ModelIdentity, check_adapter
 from rella.prompts import ChatWrapper, answer_text
@@ -118,6 +119,25 @@ def answers_for(tokenizer: Any, wrapper: ChatWrapper) -> Answers:  # noqa: ANN40
                 f"{word!r} is not one token behind wrapper {wrapper.name!r}: {tokens}; try another wrapper"
             )
     return Answers(yes, no)
+
+
+def check_answer_ids(answers: Answers, source: str) -> None:
+    """Hold the derived answer tokens against those known for a backbone of the paper; others pass.
+
+    Args:
+        answers: from `answers_for`, behind a wrapper whose answer follows a blank.
+        source: the model's hub name.
+
+    Raises:
+        ValueError: the tokenizer is not the one that belongs to this model, or was converted wrongly.
+    """
+    backbone = backbone_of(source)
+    if backbone is None or backbone.answer_ids is None or answers.pair == backbone.answer_ids:
+        return
+    raise ValueError(
+        f"the tokenizer of {source} gives Yes and No as tokens {answers.pair}, but in its vocabulary they are "
+        f"{backbone.answer_ids}: delete its tokenizer from the hub's cache, or install sentencepiece and protobuf"
+    )
 
 
 def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noqa: ANN401

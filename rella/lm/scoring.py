@@ -43,7 +43,7 @@ def answer_logits(
             ids, lengths = pad_right([prompts[i] for i in batch], pad, device)
             states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(batch), device=device), lengths - 1].float()
-            out[batch] = torch.nn.functional.linear(last, weight, bias).cpu().numpy()
+            out[batch] = finished(lm, torch.nn.functional.linear(last, weight, bias)).cpu().numpy()
             if on_done is not None:
                 on_done(len(batch))
     return out
@@ -52,6 +52,12 @@ def answer_logits(
 def causal_lm(model: Any) -> Any:  # noqa: ANN401
     """Return the transformers model below an adapter, whose layers act in place; `.base_model` of it is the decoder."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def finished(lm: Any, logits: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Return the head's products (any shape) as the model's logits: Gemma 2 squeezes them into (−cap, cap)."""
+    cap = getattr(lm.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -26,7 +26,7 @@ from rella.data.synthetic import World, catalogue, pretraining_dataset
 from rella.lm.small_llama import Shape, new_model, save
 from rella.lm.tiny_corpus import Corpus, Mixture, tokenizer_texts
 from rella.lm.tiny_tokenizer import train_tokenizer
-from rella.prompts import ML_1M, NO, YES
+from rella.prompts import ML_1M, NO, YES, rating_text
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ EASY_MIXTURE = Mixture(items=0.25, questions=0.4, wrong=0.0, habit=0.0, related=
 def token_weights(build: TinyBuild, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Return (V,) float32: how much the loss of predicting each token counts, 0 for padding."""
     weights = torch.full((len(tokenizer),), build.other_weight)
-    stars = [f" ({ML_1M.stars(r)})" for r in (1, 2, 3, 4, 5)]
+    stars = [f" ({rating_text(ML_1M, r)})" for r in (1, 2, 3, 4, 5)]
     for text, weight in (*((star, 1.0) for star in stars), (f" {YES}", 3.0), (f" {NO}", 3.0)):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) == 1:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from rella.data.raw import RawDataset
 from rella.data.synthetic import Catalogue, catalogue
 from rella.data.synthetic_words import AGES, GENRES, OCCUPATIONS
-from rella.prompts import ML_1M, WRAPPERS, answer_text, behaviour_list
+from rella.prompts import ML_1M, WRAPPERS, answer_text, behaviour_list, item_text, profile_words, prompt_text
+from rella.wording import fill
 
 Ints = npt.NDArray[np.int64]
 
@@ -73,7 +74,7 @@ class Corpus:
         title, genre = self.titles[item], GENRES[self.movies.genre[item]]
         kind = rng.random()
         if kind < 0.6:
-            return ML_1M.item({"title": title, "genre": genre}), [item]
+            return item_text(ML_1M, {"title": title, "genre": genre}), [item]
         if kind < 0.65:
             return f"The movie ***{title}*** is of the genre {genre}.", [item]
         franchise = self.movies.franchise
@@ -95,7 +96,8 @@ class Corpus:
         titles = [self.titles[i] for i in self.item[listed]]
         ratings = self.rating[listed].tolist()
         if rng.random() >= self.mixture.questions:
-            lines = [ML_1M.user(profile), ML_1M.lead(profile), behaviour_list(titles, ratings, ML_1M.stars)]
+            words = profile_words(ML_1M, profile)
+            lines = [fill(ML_1M.user, words), fill(ML_1M.lead, words), behaviour_list(ML_1M, titles, ratings)]
             return "\n".join(lines[int(rng.choice(3, p=(0.2, 0.2, 0.6))) :]), self.item[listed].tolist()
         liked = bool(self.rating[target] >= 4)
         source = rng.random()
@@ -122,14 +124,15 @@ class Corpus:
         """Return the text up to the blank before the answer: the exact prompt, or one in other words."""
         wrapper = WRAPPERS["vicuna" if rng.random() < 0.7 else "plain"]
         if rng.random() < self.mixture.exact:
-            return wrapper.wrap(ML_1M.prompt(profile, titles, ratings, target)) + wrapper.separator
+            return wrapper.wrap(prompt_text(ML_1M, profile, titles, ratings, target)) + wrapper.separator
         they = "she" if profile["gender"] == "female" else "he"
         asked = (
             f"Will {they} like the movie {target}?",
             f"Is {target} a movie for the user?",
             f"Should the movie ***{target}*** be recommended?",
         )[int(rng.integers(3))]
-        lines = [ML_1M.lead(profile), behaviour_list(titles, ratings, ML_1M.stars), asked]
+        lead = fill(ML_1M.lead, profile_words(ML_1M, profile))
+        lines = [lead, behaviour_list(ML_1M, titles, ratings), asked]
         return wrapper.wrap("\n".join(lines)) + wrapper.separator
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rella.prompts import ML_1M, NO, WRAPPERS, YES
+from rella.prompts import ML_1M, NO, WRAPPERS, YES, item_text, profile_words
+from rella.wording import fill
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -30,12 +31,14 @@ def fixed_sentences() -> list[str]:
     mark = "@@"
     found = {WRAPPERS["vicuna"].before, WRAPPERS["vicuna"].after, ML_1M.note + "\n" + ML_1M.instruction}
     for gender in ("female", "male"):
-        profile = {"gender": gender, "age": mark, "occupation": mark}
+        words = profile_words(ML_1M, {"gender": gender, "age": mark, "occupation": mark})
         # Without the last blank, so that the next word looks as it does in the middle of a sentence.
-        found.update(part.rstrip() for part in ML_1M.user(profile).split(mark) if len(part) > 1)
-        found.add(ML_1M.lead(profile))
-        found.add(ML_1M.question(profile, mark).split(mark)[0])
-    found.update(part.rstrip() for part in ML_1M.item({"title": mark, "genre": mark}).split(mark) if len(part) > 1)
+        found.update(part.rstrip() for part in fill(ML_1M.user, words).split(mark) if len(part) > 1)
+        found.add(fill(ML_1M.lead, words))
+        found.add(fill(ML_1M.question, {**words, "name": mark}).split(mark)[0])
+    found.update(
+        part.rstrip() for part in item_text(ML_1M, {"title": mark, "genre": mark}).split(mark) if len(part) > 1
+    )
     return sorted(found, key=lambda text: (-len(text), text))
 
 

@@ -20,7 +20,8 @@ from torch import nn
 
 from rella.config import Precision, TuneConfig
 from rella.lm.encoding import Ids, pad_right
-from rella.lm.scoring import causal_lm
+from rella.lm.lora import add_lora as add_lora
+from rella.lm.scoring import causal_lm, finished
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class AnswerLoss(nn.Module):
         lm = causal_lm(self.model)
         states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = lm.get_output_embeddings()(states[row, position])
-        return nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        return nn.functional.cross_entropy(finished(lm, logits.float()), target, reduction="sum")
 
 
 def deepspeed_config(config: TuneConfig, precision: Precision, accumulation: int) -> dict[str, Any]:
@@ -103,25 +104,6 @@ def deepspeed_config(config: TuneConfig, precision: Precision, accumulation: int
         "bf16": {"enabled": precision == "bfloat16"},
         "steps_per_print": 10**9,
     }
-
-
-def add_lora(base: Any, config: TuneConfig, seed: int) -> Any:  # noqa: ANN401 - transformers and peft are untyped here
-    """Return `base` with fresh LoRA layers (§4.1.4), initialised from `seed`; only they train.
-
-    Raises:
-        ValueError: the model has no module of a name in `lora_targets`.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(base, lora)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

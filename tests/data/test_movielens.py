@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rella.data.movielens import AGES, OCCUPATIONS, field_vocabularies, read_ml1m
-from rella.data.raw import RawDataset
-from rella.prompts import template_for
+from rella.data.files import locate
+from rella.data.movielens import AGES, FILES, OCCUPATIONS, read_ml1m
+from rella.data.raw import RawDataset, field_count, field_vocabularies
+from rella.prompts import WORDINGS, prompt_text
 from rella.schemas import ITEMS, check
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "ml-1m"
@@ -39,6 +40,10 @@ def write(tmp_path: Path) -> Write:
         return tmp_path
 
     return files
+
+
+def read(path: Path, strict: bool = True) -> RawDataset:
+    return read_ml1m(locate("ml-1m", FILES, path), strict)
 
 
 def assert_small(raw: RawDataset) -> None:
@@ -81,26 +86,31 @@ def assert_small(raw: RawDataset) -> None:
     assert raw.item.tolist() == [0, 2, 1]
     assert raw.rating.tolist() == [5.0, 1.0, 3.0]
     assert raw.timestamp.tolist() == [100, 90, 978300760]
+    assert raw.rated
+    assert raw.label is None
+    assert raw.split is None
+    assert raw.dropped == {}
+    assert list(raw.fields)[3:] == ["Job", "Zipcode", "Movie ID", "Movie title", "Movie genre"]
     assert [a.dtype for a in (raw.user, raw.item, raw.rating, raw.timestamp)] == ["int32", "int32", "float32", "int64"]
 
 
 def test_ids_are_numbered_in_numeric_order_and_only_rated_movies_stay(write: Write) -> None:
-    assert_small(read_ml1m(write()))
+    assert_small(read(write()))
 
 
 def test_windows_line_ends(write: Write) -> None:
-    assert_small(read_ml1m(write(end="\r\n")))
+    assert_small(read(write(end="\r\n")))
 
 
 def test_without_a_final_newline(write: Write) -> None:
     folder = write()
     for file in folder.glob("*.dat"):
         file.write_bytes(file.read_bytes().rstrip(b"\n"))
-    assert_small(read_ml1m(folder))
+    assert_small(read(folder))
 
 
 def test_a_folder_that_holds_the_archives_folder(write: Write) -> None:
-    assert_small(read_ml1m(write(folder="ml-1m")))
+    assert_small(read(write(folder="ml-1m")))
 
 
 @pytest.mark.parametrize("inside", ["ml-1m/", ""])
@@ -110,12 +120,12 @@ def test_the_archive_and_a_folder_with_it(write: Write, tmp_path: Path, inside: 
     with zipfile.ZipFile(tmp_path / "zipped" / "ml-1m.zip", "w") as archive:
         for file in folder.glob("*.dat"):
             archive.write(file, f"{inside}{file.name}")
-    assert_small(read_ml1m(tmp_path / "zipped" / "ml-1m.zip"))
-    assert_small(read_ml1m(tmp_path / "zipped"))
+    assert_small(read(tmp_path / "zipped" / "ml-1m.zip"))
+    assert_small(read(tmp_path / "zipped"))
 
 
 def test_column_types(write: Write) -> None:
-    raw = read_ml1m(write())
+    raw = read(write())
     check(raw.items, ITEMS, "items")
     assert raw.items.schema.field("genres").type == pa.list_(pa.string())
     assert raw.users.column_names == ["user", "user_id", "gender", "age", "occupation", "zipcode"]
@@ -136,7 +146,10 @@ def test_column_types(write: Write) -> None:
         ({"ratings": [*RATINGS, "1::3::4::99999999999999999999"]}, r"ratings\.dat, row 4: a column is not an integer"),
         ({"ratings": [*RATINGS, "1::3::6::9"]}, r"ratings\.dat, row 4: rating 6 is not in 1\.\.5"),
         ({"ratings": [*RATINGS, "1::3::0::9"]}, r"ratings\.dat, row 4: rating 0 is not in 1\.\.5"),
-        ({"ratings": [*RATINGS, "1::11::3::9"]}, r"ratings\.dat, row 4: movie 11 is not in movies\.dat"),
+        (
+            {"ratings": [*RATINGS, "1::11::3::9"]},
+            r"ratings\.dat, row 4: movie 11 is not in movies\.dat.*--data\.strict false",
+        ),
         ({"ratings": [*RATINGS, "1::999999::3::9"]}, r"ratings\.dat, row 4: movie 999999 is not in movies\.dat"),
         ({"ratings": [RATINGS[0], "3::3::3::9"]}, r"ratings\.dat, row 2: user 3 is not in users\.dat"),
         ({"ratings": []}, r"ratings\.dat: the file has no rating"),
@@ -152,33 +165,74 @@ def test_column_types(write: Write) -> None:
 )
 def test_a_malformed_row_is_named(write: Write, change: dict[str, list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_ml1m(write(**change))
+        read(write(**change))
+
+
+def test_ratings_of_unknown_users_and_movies_are_counted_where_they_are_allowed(write: Write) -> None:
+    ratings = [*RATINGS, "1::11::3::9", "3::3::3::9", "3::11::3::9", "1::999999::3::9"]
+    folder = write(ratings=ratings)
+    raw = read(folder, strict=False)
+    # A rating that lacks both is counted once.
+    assert raw.dropped == {"ratings of unknown users": 2, "ratings of unknown movies": 2}
+    assert raw.user.tolist() == [1, 0, 0]
+    assert raw.item.tolist() == [0, 2, 1]
+    assert raw.items["item_id"].to_pylist() == ["3", "10", "40"]
+    with pytest.raises(ValueError, match=r"ratings\.dat, row 5: user 3 is not in users\.dat"):
+        read(folder)
+    assert read(write(), strict=False).dropped == {}
+
+
+def test_a_malformed_row_is_an_error_even_where_unknown_ids_are_allowed(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"ratings\.dat, row 4: rating 6"):
+        read(write(ratings=[*RATINGS, "1::3::6::9"]), strict=False)
+    with pytest.raises(ValueError, match=r"ratings\.dat: no rating has a user of users\.dat and a movie"):
+        read(write(ratings=["1::11::3::9", "9::3::3::9"]), strict=False)
+
+
+def test_an_empty_title_stays_empty(write: Write) -> None:
+    raw = read(write(movies=["3::::Action", *MOVIES[:1], *MOVIES[2:]]))
+    assert raw.items["title"].to_pylist()[0] == ""
 
 
 def test_missing_files_are_named(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither users\.dat, movies\.dat, ratings\.dat nor"):
-        read_ml1m(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"neither users\.dat, movies\.dat, ratings\.dat nor ml-1m/ nor ml-1m\.zip"
+    ):
+        read(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        read_ml1m(tmp_path / "absent.zip")
+        read(tmp_path / "absent.zip")
     folder = write()
     (folder / "movies.dat").unlink()
     with pytest.raises(FileNotFoundError, match=r"movies\.dat: the file is missing"):
-        read_ml1m(folder)
+        read(folder)
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         archive.writestr("ml-1m/ratings.dat", "1::1::1::1")
     with pytest.raises(FileNotFoundError, match=r"no users\.dat in the archive"):
-        read_ml1m(tmp_path / "some.zip")
+        read(tmp_path / "some.zip")
 
 
-def test_a_broken_archive(tmp_path: Path) -> None:
-    (tmp_path / "ml-1m.zip").write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match="not a readable zip archive"):
-        read_ml1m(tmp_path / "ml-1m.zip")
+def test_a_broken_archive(write: Write, tmp_path: Path) -> None:
+    archive = tmp_path / "ml-1m.zip"
+    archive.write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match="truncated or damaged zip archive"):
+        read(archive)
+    folder = write(folder="plain") / "plain"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file in folder.glob("*.dat"):
+            packed.write(file, file.name)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated or damaged zip archive"):
+        read(archive)
+    at = whole.index(b"1::40::1::90")
+    archive.write_bytes(whole[:at] + b"2" + whole[at + 1 :])
+    with pytest.raises(ValueError, match="truncated or damaged zip archive"):
+        read(archive)
 
 
 def test_profiles_fit_the_prompts_wording(write: Write) -> None:
-    profile = read_ml1m(write()).users.to_pylist()[0]
-    first_line = template_for("ml-1m").user(profile)
+    profile = read(write()).users.drop_columns(["user"]).to_pylist()[0]
+    first_line = prompt_text(WORDINGS["ml-1m"], profile, ["A (1990)"], [4.0], "B (1991)").splitlines()[0]
     assert first_line == "The user is a female. Her job is K-12 student. Her age is Under 18."
     assert {"35-44", "Under 18", "56+"} <= set(AGES.values())
     assert {"sales/marketing", "college/grad student", "other"} <= set(OCCUPATIONS)
@@ -188,7 +242,7 @@ def test_profiles_fit_the_prompts_wording(write: Write) -> None:
 def real() -> RawDataset:
     if not (REAL / "ratings.dat").is_file():
         pytest.skip("the MovieLens-1M files are not in ../shared/data/ml-1m")
-    return read_ml1m(REAL)
+    return read(REAL)
 
 
 def test_the_papers_vocabularies(real: RawDataset) -> None:
@@ -197,14 +251,17 @@ def test_the_papers_vocabularies(real: RawDataset) -> None:
         "User ID": 6040,
         "Gender": 2,
         "Age": 7,
-        "Occupation": 21,
+        "Job": 21,
         "Zipcode": 3439,
         "Movie ID": 3706,
-        "Title": 3706,
-        "Genre": 18,
+        "Movie title": 3706,
+        "Movie genre": 18,
         "Rating": 5,
     }
+    assert list(sizes) == [*real.fields, "Rating"]
     assert sum(sizes.values()) == 16_944
+    assert field_count(real) == 8 + 2
+    assert real.dropped == {}
 
 
 def test_the_real_ratings(real: RawDataset) -> None:

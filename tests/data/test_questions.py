@@ -9,7 +9,7 @@ import pytest
 from rella.data.questions import Catalogue, Neighbours, Question, questions
 from rella.data.selection import Chosen
 from rella.data.tables import Histories
-from rella.prompts import ML_1M, WRAPPERS
+from rella.prompts import ML_1M, WRAPPERS, Display, prompt_text
 from rella.schemas import neighbours as neighbours_schema
 
 # User 0 saw items 3, 1, 0, 2 (rated 3, 1, 5, 2); user 1 saw item 1 (rated 4); user 2 nothing.
@@ -28,7 +28,7 @@ ITEMS = pa.table({"item": pa.array(range(4), pa.int32()), "item_id": ["x"] * 4, 
 HISTORIES = Histories(
     np.array([0, 4, 5, 5]), np.array([3, 1, 0, 2, 1], np.int32), np.array([3, 1, 5, 2, 4], np.float32)
 )
-CATALOGUE = Catalogue.from_tables(USERS, ITEMS, HISTORIES)
+CATALOGUE = Catalogue.from_tables(USERS, ITEMS, HISTORIES, ML_1M, Display())
 
 # Sample 7: user 0, all four behaviours; sample 9: user 0, the first two; sample 12: user 1; sample 15: user 2.
 SAMPLES = Chosen(
@@ -45,7 +45,7 @@ TABLE = pa.table(
 
 
 def shown(found: list[Question]) -> list[tuple[list[str], list[float], str]]:
-    return [(list(q.titles), list(q.ratings), q.target) for q in found]
+    return [(list(q.names), list(q.ratings), q.target) for q in found]
 
 
 def test_recent_behaviours_are_the_last_k_oldest_first() -> None:
@@ -77,7 +77,9 @@ def test_recent_ignores_neighbours_that_are_there() -> None:
 
 def test_with_no_more_than_k_behaviours_the_twins_are_the_same() -> None:
     found = Neighbours.from_table(TABLE)
-    assert questions(CATALOGUE, SAMPLES, "retrieved", found, 4) == questions(CATALOGUE, SAMPLES, "recent", None, 4)
+    retrieved, recent = (questions(CATALOGUE, SAMPLES, h, found, 4) for h in ("retrieved", "recent"))
+    assert [q.text(ML_1M, WRAPPERS["vicuna"]) for q in retrieved] == [q.text(ML_1M, WRAPPERS["vicuna"]) for q in recent]
+    assert [q.retrieved for q in retrieved + recent] == [True] * 4 + [False] * 4
 
 
 def test_the_profile_is_the_user_s() -> None:
@@ -117,9 +119,7 @@ def test_neighbours_of_several_parts() -> None:
 def test_the_text_and_what_is_skipped() -> None:
     question = questions(CATALOGUE, SAMPLES, "recent", None, 3)[0]
     text = question.text(ML_1M, WRAPPERS["vicuna"])
-    assert text == WRAPPERS["vicuna"].wrap(
-        ML_1M.prompt({"gender": "female", "age": "25-34", "occupation": "writer"}, ["B", "A", "C"], [1, 5, 2], "B")
-    )
+    assert text == WRAPPERS["vicuna"].wrap(prompt_text(ML_1M, question.profile, ["B", "A", "C"], [1, 5, 2], "B"))
     # The oldest go first, and the rest is numbered anew.
     assert "['0. A (5 stars)', '1. C (2 stars)']" in question.text(ML_1M, WRAPPERS["plain"], skip=1)
     assert "\n[]\n" in question.text(ML_1M, WRAPPERS["plain"], skip=3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from rella.config import DataConfig, Experiment
 from rella.data.fewshot import few_shot, subset
-from rella.data.selection import choose, split_ids, split_subset, wanted_ids
+from rella.data.selection import SubsetRule, choose, split_ids, split_subset, wanted_ids
 from rella.schemas import SAMPLES
 
 ROWS = 300
@@ -36,13 +39,55 @@ def test_a_split_s_ids() -> None:
 
 def test_subsets_are_the_few_shot_sets_of_their_split() -> None:
     train, test = split_ids(TABLE, "train"), split_ids(TABLE, "test")
-    assert split_subset(TABLE, "train", 40, 42).tolist() == few_shot(train, 40, 42).tolist()
-    assert split_subset(TABLE, "test", 20, 42).tolist() == subset(test, 20, 42, "test").tolist()
-    assert split_subset(TABLE, "test", "all", 1).tolist() == test.tolist()
-    assert set(split_subset(TABLE, "valid", 10, 3)) < set(split_subset(TABLE, "valid", 11, 3))
-    assert split_subset(TABLE, "valid", 10, 3).tolist() != split_subset(TABLE, "valid", 10, 4).tolist()
+    assert split_subset(TABLE, "train", 40, SubsetRule(42)).tolist() == few_shot(train, 40, 42).tolist()
+    assert split_subset(TABLE, "test", 20, SubsetRule(42)).tolist() == subset(test, 20, 42, "test").tolist()
+    assert split_subset(TABLE, "test", "all", SubsetRule(1)).tolist() == test.tolist()
+    assert set(split_subset(TABLE, "valid", 10, SubsetRule(3))) < set(split_subset(TABLE, "valid", 11, SubsetRule(3)))
+    assert (
+        split_subset(TABLE, "valid", 10, SubsetRule(3)).tolist()
+        != split_subset(TABLE, "valid", 10, SubsetRule(4)).tolist()
+    )
     with pytest.raises(ValueError, match=f"999 test samples are asked for, but there are {len(test)}"):
-        split_subset(TABLE, "test", 999, 1)
+        split_subset(TABLE, "test", 999, SubsetRule(1))
+
+
+RANKED = TABLE.append_column("rank", pa.array(np.random.default_rng(1).permutation(ROWS), pa.int32()))
+
+
+def in_order(split: str) -> list[int]:
+    mine = split == SPLIT
+    return IDS[mine][np.argsort(RANKED.column("rank").to_numpy()[mine])].tolist()
+
+
+def test_the_authors_few_shot_sets_are_python_s_random_sample() -> None:
+    train = in_order("train")
+    drawn = random.Random(42).sample(range(len(train)), len(train))
+    for n in (1, 10, 40):
+        found = split_subset(RANKED, "train", n, SubsetRule(42, "ml-1m"))
+        assert found.tolist() == sorted(train[i] for i in drawn[:n])
+    # All is all, and the parts that the authors do not draw from are the keyed hash's.
+    assert split_subset(RANKED, "train", "all", SubsetRule(42, "ml-1m")).tolist() == sorted(train)
+    assert split_subset(RANKED, "test", 9, SubsetRule(42, "ml-1m")).tolist() == (
+        split_subset(RANKED, "test", 9, SubsetRule(42)).tolist()
+    )
+    with pytest.raises(ValueError, match=r"`data\.subsets: authors` draws"):
+        split_subset(RANKED, "train", 9999, SubsetRule(42, "ml-1m"))
+
+
+def test_the_authors_movielens_25m_is_drawn_by_pandas() -> None:
+    import pandas as pd
+
+    for split in ("train", "test"):
+        ordered = pd.DataFrame({"id": in_order(split)})
+        drawn = ordered.sample(n=len(ordered), random_state=42)["id"].tolist()
+        found = split_subset(RANKED, split, 10, SubsetRule(42, "ml-25m"))
+        assert found.tolist() == sorted(drawn[:10])
+
+
+def test_the_experiment_s_rule() -> None:
+    assert SubsetRule.of(Experiment(dataset="ml-1m")) == SubsetRule(42, None)
+    authors = Experiment(dataset="ml-1m", data=DataConfig(seed=7, subsets="authors"))
+    assert SubsetRule.of(authors) == SubsetRule(7, "ml-1m")
 
 
 def test_chosen_columns_belong_together() -> None:
@@ -93,13 +138,15 @@ def test_tables_in_slices_and_chunks(samples: pa.Table) -> None:
 
 
 def test_what_retrieval_is_asked_for() -> None:
-    assert wanted_ids(TABLE, "all", 1).tolist() == IDS.tolist()
-    assert wanted_ids(TABLE, "test", 1).tolist() == IDS[SPLIT == "test"].tolist()
-    found = wanted_ids(TABLE, "train:40, test:20", 42)
+    assert wanted_ids(TABLE, "all", SubsetRule(1)).tolist() == IDS.tolist()
+    assert wanted_ids(TABLE, "test", SubsetRule(1)).tolist() == IDS[SPLIT == "test"].tolist()
+    found = wanted_ids(TABLE, "train:40, test:20", SubsetRule(42))
     assert (np.diff(found) > 0).all()
-    assert set(found) == set(split_subset(TABLE, "train", 40, 42)) | set(split_subset(TABLE, "test", 20, 42))
+    assert set(found) == set(split_subset(TABLE, "train", 40, SubsetRule(42))) | set(
+        split_subset(TABLE, "test", 20, SubsetRule(42))
+    )
     # The same split twice, once whole: no sample twice.
-    assert wanted_ids(TABLE, "valid:5,valid", 1).tolist() == split_ids(TABLE, "valid").tolist()
+    assert wanted_ids(TABLE, "valid:5,valid", SubsetRule(1)).tolist() == split_ids(TABLE, "valid").tolist()
 
 
 @pytest.mark.parametrize(
@@ -108,14 +155,14 @@ def test_what_retrieval_is_asked_for() -> None:
 def test_what_retrieval_cannot_be_asked_for(wanted: str) -> None:
     if wanted == "train:":
         # A colon without a number asks for the whole split.
-        assert len(wanted_ids(TABLE, wanted, 1)) == (SPLIT == "train").sum()
+        assert len(wanted_ids(TABLE, wanted, SubsetRule(1))) == (SPLIT == "train").sum()
         return
     with pytest.raises(ValueError, match=r"retrieve\.samples"):
-        wanted_ids(TABLE, wanted, 1)
+        wanted_ids(TABLE, wanted, SubsetRule(1))
 
 
 def test_too_many_are_an_error() -> None:
     with pytest.raises(ValueError, match="99999 valid samples are asked for"):
-        wanted_ids(TABLE, "valid:99999", 1)
+        wanted_ids(TABLE, "valid:99999", SubsetRule(1))
     with pytest.raises(ValueError, match="0 train samples are asked for"):
-        wanted_ids(TABLE, "train:0", 1)
+        wanted_ids(TABLE, "train:0", SubsetRule(1))

@@ -9,7 +9,8 @@ import pytest
 from rella.config import DataConfig
 from rella.data import sources
 from rella.data.download import ARCHIVES
-from rella.data.sources import prepare, raw_identity
+from rella.data.samples import assemble
+from rella.data.sources import Source
 
 FILES = {
     "users.dat": "1::F::1::10::48067\n2::M::56::16::70072\n",
@@ -18,6 +19,10 @@ FILES = {
         f"{u}::{m}::{r}::{978300000 + 10 * u + m}\n" for u, m, r in [(1, 1, 5), (1, 2, 3), (2, 1, 4)]
     ),
 }
+
+
+def raw_identity(dataset: str, raw_dir: str | None) -> dict[str, str]:
+    return Source(dataset, raw_dir).identity()
 
 
 @pytest.fixture
@@ -43,8 +48,9 @@ def test_the_same_files_have_one_identity_in_a_folder_and_in_a_zip(folder: Path,
     assert raw_identity("ml-1m", str(folder)) != expected
 
 
-def test_the_official_download_is_known_without_downloading_it() -> None:
-    assert raw_identity("ml-1m", None) == {"md5": ARCHIVES["ml-1m"].md5}
+@pytest.mark.parametrize("dataset", ["ml-1m", "ml-25m", "bookcrossing"])
+def test_the_official_download_is_known_without_downloading_it(dataset: str) -> None:
+    assert raw_identity(dataset, None) == {"md5": ARCHIVES[dataset].md5}
 
 
 def test_another_world_is_another_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,15 +61,16 @@ def test_another_world_is_another_sample(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_missing_files_are_named(folder: Path) -> None:
     (folder / "movies.dat").unlink()
-    with pytest.raises(FileNotFoundError, match=r"movies\.dat not found"):
+    with pytest.raises(FileNotFoundError, match=r"movies\.dat: the file is missing"):
         raw_identity("ml-1m", str(folder))
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         raw_identity("ml-1m", str(folder / "nowhere"))
 
 
 def test_prepare_applies_the_label_rule_and_the_filter(folder: Path) -> None:
-    tables = prepare("ml-1m", str(folder), DataConfig(min_history=1, split=(1, 0, 0)))
+    rules = DataConfig(min_history=1, split=(1, 0, 0))
+    tables = assemble(Source("ml-1m", str(folder)).load(rules), rules)
     assert tables.samples.to_pylist() == [
-        {"sample_id": 1, "user": 0, "item": 1, "end": 1, "label": 0, "split": "train"},
+        {"sample_id": 1, "user": 0, "item": 1, "end": 1, "label": 0, "split": "train", "rank": 0},
     ]
     assert tables.items["genre"].to_pylist() == ["Animation", "Action"]

@@ -8,7 +8,7 @@ import pytest
 from rella.data.raw import RawDataset
 from rella.data.synthetic import catalogue, pretraining_dataset, sample_dataset
 from rella.data.synthetic_words import AGES, GENRES, OCCUPATIONS, WORDS
-from rella.prompts import template_for
+from rella.prompts import ML_1M, prompt_text
 from rella.schemas import ITEMS, check
 
 
@@ -50,12 +50,12 @@ def test_rows_are_numbered_in_the_order_of_their_ids(sample: RawDataset, table: 
 
 
 def test_profile_values_are_movielens_words_and_fit_the_prompt(sample: RawDataset) -> None:
-    profiles = sample.users.to_pylist()
+    profiles = sample.users.drop_columns(["user"]).to_pylist()
     assert {p["gender"] for p in profiles} == {"female", "male"}
     assert {p["age"] for p in profiles} <= set(AGES)
     assert {p["occupation"] for p in profiles} <= set(OCCUPATIONS)
     assert all(len(p["zipcode"]) == 5 for p in profiles)
-    template_for("sample").prompt(profiles[0], ["A (1990)"], [4.0], "B (1991)")
+    prompt_text(ML_1M, profiles[0], ["A (1990)"], [4.0], "B (1991)")
 
 
 def test_sizes_are_those_of_a_small_benchmark(sample: RawDataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from rella.lm.embedding import embed_texts
 from rella.lm.loading import load_base
 from rella.models import ModelIdentity
-from rella.prompts import movie_text
+from rella.prompts import ML_1M, item_text
 
 TEXTS = [
-    movie_text({"title": title, "genre": genre})
+    item_text(ML_1M, {"title": title, "genre": genre})
     for title, genre in (
         ("Aliens (1986)", "Sci-Fi"),
         ("Se7en (1995)", "Crime"),
@@ -90,3 +91,12 @@ def test_nothing_and_progress(decoder: Any, tokenizer: Any) -> None:
     embed_texts(decoder, tokenizer, TEXTS, True, 90, counted.append)
     assert sum(counted) == len(TEXTS)
     assert len(counted) > 1
+
+
+def test_a_begin_token_that_is_not_set_is_not_left_out(decoder: Any, falcon_tokenizer: Any) -> None:
+    """As GPT-2's tokenizer has one and does without: its first token is a word of the text."""
+    tokenizer = copy.deepcopy(falcon_tokenizer)
+    tokenizer.pad_token = tokenizer.bos_token = tokenizer.eos_token
+    assert max(max(ids) for ids in tokenizer(TEXTS)["input_ids"]) < decoder.config.vocab_size
+    found = embed_texts(decoder, tokenizer, TEXTS, pool_bos=False)
+    np.testing.assert_array_equal(found, embed_texts(decoder, tokenizer, TEXTS, pool_bos=True))

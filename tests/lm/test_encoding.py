@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rella.data.questions import Question
 from rella.lm.encoding import PromptEncoder, pad_right, token_batches
-from rella.prompts import ML_1M, WRAPPERS
+from rella.prompts import ML_1M, WRAPPERS, prompt_text
 
 PROFILE = {"gender": "female", "age": "25-34", "occupation": "writer"}
 
@@ -35,7 +35,9 @@ def test_what_fits_is_the_wrapped_prompt(tokenizer: Any) -> None:
         assert ids.dtype == np.int32
         assert (
             ids.tolist()
-            == tokenizer(WRAPPERS["vicuna"].wrap(ML_1M.prompt(PROFILE, q.titles, q.ratings, q.target)))["input_ids"]
+            == tokenizer(WRAPPERS["vicuna"].wrap(prompt_text(ML_1M, PROFILE, q.names, q.ratings, q.target)))[
+                "input_ids"
+            ]
         )
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids[1:]).endswith("You should ONLY tell me yes or no. ASSISTANT:")
@@ -47,7 +49,7 @@ def test_what_fits_is_the_wrapped_prompt(tokenizer: Any) -> None:
 def test_what_is_too_long_loses_its_oldest_behaviours(kept: int, tokenizer: Any) -> None:
     q = question(12)
     whole = encoder(tokenizer).encode([q])[0]
-    rest = dataclasses.replace(q, titles=q.titles[12 - kept :], ratings=q.ratings[12 - kept :])
+    rest = dataclasses.replace(q, names=q.names[12 - kept :], ratings=q.ratings[12 - kept :])
     right = encoder(tokenizer).encode([rest])
     limit = len(right[0])
     assert limit < len(whole)

@@ -21,7 +21,7 @@ from rella.lm.loading import (
     load_tokenizer,
     quiet_libraries,
 )
-from rella.lm.tuning import add_lora
+from rella.lm.lora import add_lora
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
 from rella.prompts import WRAPPERS, ChatWrapper
 
@@ -172,7 +172,7 @@ def test_a_missing_adapter_is_never_zero_shot(
 
 
 def test_an_adapter_of_another_base_is_refused(base: Any, identity: ModelIdentity, adapter: Path) -> None:
-    other = ModelIdentity("other", "/models/other", None, "f" * 64, 32, 1024)
+    other = ModelIdentity("other", "/models/other", None, "f" * 64, 32, 1024, "llama")
     with pytest.raises(ValueError, match=rf"was tuned on {identity.name} .* not on other \(ffffffffffff\)"):
         attach_adapter(base, adapter, other)
     (adapter / "rella_base.json").unlink()

@@ -75,7 +75,7 @@ class WithBias(nn.Module):
 
     def __init__(self, lm: Any) -> None:
         super().__init__()
-        self.base_model = lm.base_model
+        self.base_model, self.config = lm.base_model, lm.config
         self.head = nn.Linear(lm.config.hidden_size, lm.config.vocab_size)
         with torch.no_grad():
             self.head.weight.copy_(lm.get_output_embeddings().weight)
@@ -92,7 +92,7 @@ def test_a_head_s_bias_counts(shared_base: Any, prompts: list[Ids], expected: np
 
 def test_an_adapter_is_used(base: Any, prompts: list[Ids], expected: npt.NDArray[np.float32]) -> None:
     from rella.config import TuneConfig
-    from rella.lm.tuning import add_lora
+    from rella.lm.lora import add_lora
 
     tuned = add_lora(base, TuneConfig(lora_dropout=0.0), seed=0).eval()
     assert causal_lm(tuned) is base

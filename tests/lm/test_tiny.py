@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import rella
 from rella.data.synthetic import catalogue, sample_dataset
 from rella.lm import tiny
-from rella.prompts import NO, YES, answer_text, template_for, wrapper_for
+from rella.prompts import NO, WORDINGS, YES, Display, answer_text, item_text, prompt_text, shown_fields, wrapper_for
 
 FOLDER = Path(str(rella.__file__)).parent / "assets" / "tiny"
-WRAPPER, TEMPLATE = wrapper_for("vicuna"), template_for("sample")
+WRAPPER, WORDING = wrapper_for("vicuna"), WORDINGS["sample"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def _states(model, tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Ten
 def _questions(count: int, k: int = 8) -> tuple[list[str], list[int]]:
     """Prompts of the sample whose behaviours are the last of the target's genre, and their labels."""
     data, genre = sample_dataset(), catalogue().genre
-    titles, profiles = data.items.column("title").to_pylist(), data.users.to_pylist()
+    titles, profiles = data.items.column("title").to_pylist(), data.users.drop_columns(["user"]).to_pylist()
     prompts, labels = [], []
     for row in np.random.default_rng(0).permutation(len(data.user)):
         first = int(np.searchsorted(data.user, data.user[row]))
@@ -48,7 +48,7 @@ def _questions(count: int, k: int = 8) -> tuple[list[str], list[int]]:
             continue
         listed = [titles[i] for i in data.item[history]]
         stars = data.rating[history].tolist()
-        prompts.append(TEMPLATE.prompt(profiles[data.user[row]], listed, stars, titles[data.item[row]]))
+        prompts.append(prompt_text(WORDING, profiles[data.user[row]], listed, stars, titles[data.item[row]]))
         labels.append(int(data.rating[row] >= 4))
         if len(prompts) == count:
             break
@@ -106,7 +106,9 @@ def test_it_uses_the_history_without_any_tuning(model, tokenizer) -> None:
 
 def test_items_of_a_franchise_and_of_a_genre_are_closer_than_others(model, tokenizer) -> None:
     movies = catalogue()
-    states, length = _states(model, tokenizer, [TEMPLATE.item(row) for row in movies.items.to_pylist()])
+    states, length = _states(
+        model, tokenizer, [item_text(WORDING, shown_fields(row, Display())) for row in movies.items.to_pylist()]
+    )
     real = (torch.arange(states.shape[1])[None] < length[:, None]).float()[..., None]
     vectors = ((states * real).sum(1) / real.sum(1)).numpy()
     vectors -= vectors.mean(0)

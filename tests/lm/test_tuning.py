@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rella.config import TuneConfig
-from rella.lm.tuning import AnswerLoss, Progress, Row, Tuner, add_lora, deepspeed_config, epoch_order, micro_batches
+from rella.lm.lora import add_lora
+from rella.lm.tuning import AnswerLoss, Progress, Row, Tuner, deepspeed_config, epoch_order, micro_batches
 
 
 def rows_of(lengths: list[int], answers: list[tuple[int, ...]], seed: int = 0) -> list[Row]:
@@ -167,7 +168,8 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 from rella.config import TuneConfig
 from rella.lm.loading import load_base
-from rella.lm.tuning import Row, Tuner, add_lora, epoch_order
+from rella.lm.lora import add_lora
+from rella.lm.tuning import Row, Tuner, epoch_order
 from rella.models import identify
 
 base = load_base(identify(folder), "float32", torch.device("cpu"))

@@ -1,0 +1,249 @@
+"""One's own data: the tables that a YAML file describes, read from CSV or Parquet and checked row by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from rella.data.files import RawFiles
+from rella.data.raw import RawDataset
+from rella.dataset_file import DatasetFile, InteractionColumns
+from rella.schemas import SPLITS
+
+_CSV = re.compile(r"\.(csv|tsv|txt)(\.gz)?$")
+_INTEGER = re.compile(r"-?\d{1,18}")
+_LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "yes": 1, "no": 0}
+_PARTS = {name: n for n, name in enumerate(SPLITS)}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of one file, with what errors need to name it."""
+
+    data: pa.Table
+    where: str
+    header: int
+    """Rows before the first one: 1 in CSV, so that an error names the line that an editor shows."""
+
+    def fault(self, row: int, what: str, remedy: str) -> ValueError:
+        return ValueError(f"{self.where}, row {row + 1 + self.header}: {what}. {remedy}")
+
+    def text(self, column: str) -> pa.ChunkedArray:
+        """Return a column as strings, nulls kept; lists joined with commas."""
+        found = self.data.column(column)
+        if pa.types.is_list(found.type) or pa.types.is_large_list(found.type):
+            return pc.binary_join(found.cast(pa.list_(pa.string())), ", ")
+        return found.cast(pa.string())
+
+    def ids(self, column: str) -> pa.ChunkedArray:
+        """Return a column of ids as strings; an empty one is an error."""
+        found = self.text(column)
+        empty = pc.or_kleene(pc.is_null(found), pc.equal(found, ""))
+        row = _first(empty.to_numpy())
+        if row is not None:
+            raise self.fault(row, f"column {column!r} is empty", "Every row needs an id.")
+        return found
+
+
+def read_own(described: DatasetFile, files: RawFiles, strict: bool = True) -> RawDataset:
+    """Read the data set that a YAML file describes.
+
+    Users and items are numbered by their ids: as numbers where all of them are, else as text.
+
+    Args:
+        described: files, columns and fields.
+        files: where the files lie.
+        strict: whether an interaction of an unknown user or item is an error; else it is left out and counted.
+
+    Returns:
+        The interactions in file order. `users` and `items` have the described fields as text, null as `unknown`.
+
+    Raises:
+        ValueError: a missing column, an empty or repeated id, a value that is no number, time, label or split; names
+            file, row, column and remedy.
+    """
+    items = _entities(
+        described.items.file,
+        described.items.id,
+        "item",
+        {"title": described.items.title, **described.items.fields},
+        files,
+    )
+    c = described.interactions
+    wanted = [c.user, c.item, *(n for n in (c.time, c.rating, c.label, c.split) if n is not None)]
+    table = _read(files, c.file, wanted, text=[c.user, c.item, *(n for n in (c.label, c.split) if n is not None)])
+    if described.users is not None:
+        users = _entities(described.users.file, described.users.id, "user", described.users.fields, files)
+    else:
+        users = _numbered(pa.table({"user_id": pc.unique(table.ids(c.user).combine_chunks())}), "user")
+    rows = {
+        kind: _rows_of(table, column, known.column(f"{kind}_id"), kind, strict)
+        for kind, column, known in (("user", c.user, users), ("item", c.item, items))
+    }
+    kept = (rows["user"] >= 0) & (rows["item"] >= 0)
+    dropped = {f"interactions of unknown {kind}s": int((found < 0).sum()) for kind, found in rows.items()}
+    count = table.data.num_rows
+    return RawDataset(
+        users=users,
+        items=items,
+        user=rows["user"][kept],
+        item=rows["item"][kept],
+        rating=_ratings(table, c)[kept],
+        timestamp=_times(table, c.time)[kept] if c.time is not None else np.arange(count)[kept],
+        label=None if c.label is None else _coded(table, c.label, _LABELS, "1 or 0")[kept],
+        split=None if c.split is None else _coded(table, c.split, _PARTS, ", ".join(SPLITS))[kept],
+        rated=c.rating is not None,
+        fields=_fields(described),
+        dropped={reason: n for reason, n in dropped.items() if n},
+    )
+
+
+def _fields(described: DatasetFile) -> dict[str, str]:
+    user = {name: f"users.{name}" for name in (described.users.fields if described.users is not None else ())}
+    item = {name: f"items.{name}" for name in described.items.fields}
+    return {"User ID": "users.user_id", **user, "Item ID": "items.item_id", "Title": "items.title", **item}
+
+
+def _read(files: RawFiles, name: str, columns: Sequence[str], text: Sequence[str] = ()) -> _Table:
+    """Read some columns of a file; `text` are read as they are written, so that id 007 stays 007."""
+    where = files.where(name)
+    with files.open(name) as file:
+        if name.endswith((".parquet", ".pq")):
+            try:
+                there = pq.read_schema(file).names
+                _need(columns, there, where)
+                file.seek(0)
+                return _Table(pq.read_table(file, columns=list(dict.fromkeys(columns))), where, 0)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{where}: not a readable Parquet file ({error}). Write it again.") from error
+        kind = _CSV.search(name)
+        if kind is None:
+            raise ValueError(f"{where}: files are .csv, .tsv (also .gz) or .parquet")
+        source = pa.CompressedInputStream(file, "gzip") if kind[2] else file
+        parse = pacsv.ParseOptions(delimiter="," if kind[1] == "csv" else "\t", newlines_in_values=True)
+        convert = pacsv.ConvertOptions(
+            column_types=dict.fromkeys(text, pa.string()), strings_can_be_null=True, null_values=["", "NULL", "null"]
+        )
+        try:
+            # One thread: with several the parser does not know the number of the row that it stumbles over.
+            data = pacsv.read_csv(source, pacsv.ReadOptions(use_threads=False), parse, convert)
+        except (pa.ArrowInvalid, EOFError, OSError) as error:
+            raise ValueError(f"{where}: {error}. Repair the row; the file must be UTF-8 with a header row.") from error
+    _need(columns, data.schema.names, where)
+    return _Table(data.select(list(dict.fromkeys(columns))), where, 1)
+
+
+def _need(columns: Sequence[str], there: Sequence[str], where: str) -> None:
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise ValueError(
+            f"{where}: no column {missing[0]!r}; there are {', '.join(there)}. Correct it in the YAML file."
+        )
+
+
+def _entities(file: str, identifier: str, kind: str, fields: Mapping[str, str], files: RawFiles) -> pa.Table:
+    """Return the users or items: `<kind>`, `<kind>_id` and the fields as text, in the order of their ids."""
+    table = _read(files, file, [identifier, *fields.values()], text=[identifier, *fields.values()])
+    ids = table.ids(identifier)
+    first = pc.index_in(ids, pc.unique(ids.combine_chunks())).to_numpy()
+    _, again = np.unique(first, return_index=True)
+    if len(again) < len(ids):
+        row = int(np.setdiff1d(np.arange(len(ids)), again)[0])
+        raise table.fault(row, f"{kind} {ids[row].as_py()!r} appears for the second time", "Ids must be unique.")
+    columns = {f"{kind}_id": ids}
+    for name, column in fields.items():
+        columns[name] = pc.fill_null(table.text(column), "" if name == "title" else "unknown")
+    return _numbered(pa.table(columns), kind)
+
+
+def _numbered(table: pa.Table, kind: str) -> pa.Table:
+    """Sort by id and put the row number in front."""
+    ids: list[str] = table.column(f"{kind}_id").to_pylist()
+    numeric = all(_INTEGER.fullmatch(i) for i in ids)
+    order = sorted(range(len(ids)), key=lambda n: (int(ids[n]) if numeric else 0, ids[n]))
+    table = table.take(pa.array(order, pa.int64())).combine_chunks()
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in table.schema.names])
+    number = pa.array(np.arange(len(ids), dtype=np.int32))
+    return table.cast(schema).add_column(0, pa.field(kind, pa.int32(), nullable=False), number)
+
+
+def _rows_of(table: _Table, column: str, known: pa.ChunkedArray, kind: str, strict: bool) -> npt.NDArray[np.int32]:
+    """Return the (R,) row in `known` of every id, -1 where it is unknown and that is allowed."""
+    ids = table.ids(column)
+    found = pc.fill_null(pc.index_in(ids, known.combine_chunks()), -1).to_numpy().astype(np.int32)
+    row = _first(found < 0)
+    if strict and row is not None:
+        remedy = f"Add it, or leave such rows out with --data.strict false ({int((found < 0).sum())} in all)."
+        raise table.fault(row, f"{kind} {ids[row].as_py()!r} is not in the table of {kind}s", remedy)
+    return found
+
+
+def _ratings(table: _Table, c: InteractionColumns) -> npt.NDArray[np.float32]:
+    if c.rating is None:
+        return np.zeros(table.data.num_rows, dtype=np.float32)
+    try:
+        found = table.data.column(c.rating).cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _no_number(table, c.rating) from error
+    row = _first(~np.isfinite(found))
+    if row is not None:
+        raise table.fault(row, f"column {c.rating!r} is empty or no number", "Every row needs its rating.")
+    return found.astype(np.float32)
+
+
+def _no_number(table: _Table, column: str) -> ValueError:
+    def number(cell: str | None) -> bool:
+        try:
+            return cell is not None and float(cell) == float(cell)
+        except ValueError:
+            return False
+
+    cells = table.text(column).to_pylist()
+    row = next((n for n, cell in enumerate(cells) if not number(cell)), 0)
+    return table.fault(row, f"column {column!r} is {cells[row]!r}, which is no number", "Correct the cell.")
+
+
+def _times(table: _Table, column: str) -> npt.NDArray[np.int64]:
+    """Return (R,) times: whole numbers as they are, all else in microseconds; only their order counts."""
+    found = table.data.column(column)
+    row = _first(pc.is_null(found).to_numpy())
+    if row is not None:
+        raise table.fault(
+            row, f"column {column!r} is empty", "Every row needs a time, or leave `time` out of the file."
+        )
+    kind = found.type
+    if pa.types.is_integer(kind):
+        return found.cast(pa.int64()).to_numpy()
+    if pa.types.is_floating(kind):
+        return np.round(found.to_numpy() * 1e6).astype(np.int64)
+    try:
+        moment = found.cast(pa.timestamp("us", tz="UTC") if getattr(kind, "tz", None) else pa.timestamp("us"))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"{table.where}: column {column!r} is neither a number nor a time as ISO 8601 ({error}). Write times as "
+            "2026-01-31T12:30:00 or as seconds."
+        ) from error
+    return moment.cast(pa.int64()).to_numpy()
+
+
+def _coded(table: _Table, column: str, codes: Mapping[str, int], allowed: str) -> npt.NDArray[np.int8]:
+    """Return the (R,) code of every cell, -1 where it is empty."""
+    cells = pc.utf8_lower(table.text(column))
+    found = pc.fill_null(pc.index_in(cells, pa.array(list(codes))), -1).to_numpy()
+    wrong = (found < 0) & ~pc.is_null(cells).to_numpy()
+    row = _first(wrong)
+    if row is not None:
+        raise table.fault(row, f"column {column!r} is {cells[row].as_py()!r}", f"It may be {allowed}, or empty.")
+    return np.append(np.array(list(codes.values())), -1)[found].astype(np.int8)
+
+
+def _first(wrong: npt.NDArray[np.bool_]) -> int | None:
+    return int(np.argmax(wrong)) if wrong.any() else None
