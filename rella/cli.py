@@ -10,8 +10,11 @@ import json
 import re
 import sys
 import textwrap
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +76,8 @@ def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse 
     from jsonargparse.typing import PositiveInt
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=True)
+    # Without abbreviations: a key that is cut short is unknown.
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of fields; flags after it win.")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="A named setting of the paper.")
     parser.add_argument(
@@ -167,7 +171,12 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     """
     parser = _parser(prog, description)
     words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-    parsed = parser.parse_args(words, defaults=False).as_dict()
+    try:
+        parsed = parser.parse_args(words, defaults=False).as_dict()
+    except ArgumentError as error:
+        where = _broken_file(parser, words)
+        print(f"{prog}: error: {where}{error}{_meant(str(error))}\n(--help lists every flag)", file=sys.stderr)
+        sys.exit(2)
     preset = parsed.pop("preset", None)
     show, samples = parsed.pop("show_config", False), parsed.pop("show", None)
     files = {
@@ -179,6 +188,27 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
         print(resolved.describe())
         sys.exit(0)
     return replace(resolved, show=samples or 0)
+
+
+def _meant(message: str) -> str:
+    """Return the fields whose names are close to a word of an error message, as a question."""
+    known = [name for name, _, _ in leaves(Experiment())]
+    last = [name.rpartition(".")[2] for name in known]
+    words = [word.lstrip("-") for word in re.findall(r"[\w.-]+", message)]
+    near = {n for word in words if word not in known for n in get_close_matches(word, [*known, *last], cutoff=0.8)}
+    meant = [name for name, end in zip(known, last, strict=True) if near & {name, end}]
+    return f"; did you mean {' or '.join(meant[:4])}?" if meant else ""
+
+
+def _broken_file(parser: Any, words: Sequence[str]) -> str:  # noqa: ANN401 - jsonargparse is untyped here
+    """Return the `--config` file that cannot be read by itself, for the front of a message, or an empty string."""
+    after = [following for word, following in pairwise(words) if word == "--config"]
+    for path in [*after, *(w.partition("=")[2] for w in words if w.startswith("--config="))]:
+        try:
+            parser.parse_path(path, defaults=False)
+        except (ArgumentError, TypeError, OSError):
+            return f"{path}: "
+    return ""
 
 
 def underscored(word: str) -> str:

@@ -155,7 +155,7 @@ def test_a_wrong_call_is_an_error(values: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_preset_is_an_error_in_a_call_too() -> None:
-    with pytest.raises(UserError, match="unknown preset 'ml-1m-n1'; there are .*ml-1m-n8192"):
+    with pytest.raises(UserError, match=r"unknown preset 'ml-1m-n1'; there are .*ml-1m-n8192"):
         resolve({}, "ml-1m-n1")
     with pytest.raises(UserError, match="unknown preset ''"):
         resolve({}, "")

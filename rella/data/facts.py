@@ -97,8 +97,8 @@ PAPER: dict[str, Facts] = {
     },
 }
 """The paper's Table 1 and what its authors' code prints. For MovieLens-25M the table says 25,000,095 samples, which is
-the number of ratings; 24,187,390 are left by the filter, and N = 19,349,912 (§4.2) is 0.8 of them. BookCrossing has 15,942
-training samples, which are `train` and `valid` here."""
+the number of ratings; 24,187,390 are left by the filter, and N = 19,349,912 (§4.2) is 0.8 of them. BookCrossing's
+15,942 training samples are `train` and `valid` here."""
 
 
 @dataclass(frozen=True)

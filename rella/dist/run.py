@@ -143,8 +143,19 @@ class Runner:
         for name in STAGES[: STAGES.index(until) + 1]:
             self._run_stage(name, [job for job in wanted.values() if job.stage.name == name])
             if name == PREPARE:
-                for pipeline in pipelines:
-                    check_counts(pipeline, pipeline.prepare.artifact(self.storage).manifest().facts, until)
+                self._check(pipelines, until)
+
+    def _check(self, pipelines: Sequence[Pipeline], until: str) -> None:
+        """Refuse, before anything expensive, what could only fail later: too few samples, answers of two tokens."""
+        for pipeline in pipelines:
+            check_counts(pipeline, pipeline.prepare.artifact(self.storage).manifest().facts, until)
+        asking = [s for p in pipelines for s in (p.reit, p.score) if s is not None and until in (REIT, SCORE)]
+        if any(not stage.artifact(self.storage).is_complete() for stage in asking):
+            from rella.lm.loading import load_tokenizer
+            from rella.lm.reading import Reader
+
+            e = pipelines[0].experiment
+            Reader(load_tokenizer(self.model), self.model, e.prompt, self.source.wording(e)).answers()
 
     def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:
         missing = []

@@ -158,7 +158,12 @@ def without_actor_notice() -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the error that a worker raised, from under what Ray wrapped around it."""
+    """Return the error that a worker raised, from under what Ray wrapped around it.
+
+    What one of our own errors was raised from stays below it: the message that the user can act on is on top.
+    """
+    if not type(error).__module__.startswith("ray."):
+        return error
     failures = getattr(error, "worker_failures", None)
     below = next(iter(failures.values()), None) if failures else getattr(error, "cause", None) or error.__cause__
     return root_cause(below) if isinstance(below, BaseException) else error
