@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rella.config import DataConfig
 from rella.data.questions import Catalogue, Neighbours, Question, questions
-from rella.data.selection import Chosen
+from rella.data.raw import RawDataset
+from rella.data.samples import assemble
+from rella.data.selection import Chosen, choose
 from rella.data.tables import Histories
-from rella.prompts import ML_1M, WRAPPERS, Display, prompt_text
+from rella.prompts import ML_1M, ML_25M, WRAPPERS, Display, prompt_text
 from rella.schemas import neighbours as neighbours_schema
 
 # User 0 saw items 3, 1, 0, 2 (rated 3, 1, 5, 2); user 1 saw item 1 (rated 4); user 2 nothing.
@@ -123,3 +130,49 @@ def test_the_text_and_what_is_skipped() -> None:
     # The oldest go first, and the rest is numbered anew.
     assert "['0. A (5 stars)', '1. C (2 stars)']" in question.text(ML_1M, WRAPPERS["plain"], skip=1)
     assert "\n[]\n" in question.text(ML_1M, WRAPPERS["plain"], skip=3)
+
+
+ratings = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=40
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=ratings, k=st.integers(1, 6), data=st.data())
+def test_a_prompt_knows_nothing_of_the_target_s_rating_and_after(
+    rows: list[tuple[int, int, int, int]], k: int, data: st.DataObject
+) -> None:
+    """Histories hold earlier behaviours only, oldest first; other ratings from the target on change no word."""
+    user, item, rating, time = (np.array(column) for column in zip(*rows, strict=True))
+    names = pa.table({"user": pa.array(range(4), pa.int32()), "user_id": list("abcd")})
+    items = pa.table({"item": pa.array(range(7), pa.int32()), "item_id": list("0123456"), "title": list("ABCDEFG")})
+    raw = RawDataset(
+        names, items, user.astype(np.int32), item.astype(np.int32), rating.astype(np.float32), time.astype(np.int64)
+    )
+    tables = assemble(raw, DataConfig(min_history=0))
+    samples = choose(tables.samples, tables.samples["sample_id"].to_numpy())
+    lists = [data.draw(st.permutations(range(e)))[:5] for e in samples.end.tolist()]
+    found = Neighbours.from_table(
+        pa.table(
+            [pa.array(samples.sample_id), pa.array(lists, pa.list_(pa.uint8()))],
+            schema=neighbours_schema(pa.uint8()),
+        )
+    )
+    histories = tables.histories()
+    for row in range(len(samples)):
+        sample = samples.rows(row, row + 1)
+        start, end = int(histories.offset[sample.user[0]]), int(sample.end[0])
+        later = histories.rating.copy()
+        later[start + end :] = 99
+        earlier = tables.interactions["timestamp"].to_numpy()[start : start + end]
+        assert (np.diff(earlier) >= 0).all()
+        for history in ("recent", "retrieved"):
+            texts = []
+            for known in (histories.rating, later):
+                changed = replace(histories, rating=known)
+                catalogue = Catalogue.from_tables(tables.users, tables.items, changed, ML_25M, Display())
+                question = questions(catalogue, sample, history, found, k)[0]
+                texts.append(question.text(ML_25M, WRAPPERS["plain"]))
+            assert texts[0] == texts[1]
+            shown = min(k, end) if history == "recent" else min(k, len(lists[row]))
+            assert len(question.names) == shown
