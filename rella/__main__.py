@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rella.artifacts import MANIFEST, Artifact, ArtifactError, list_artifacts
-from rella.config import DATASETS, MODELS, PRESETS
+from rella.config import CHOICES, DATASETS, LISTS, MODELS, PRESETS
 from rella.leases import is_held
 from rella.storage import Storage, resolve_uri
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     away.add_argument("--unfinished", action="store_true", help="all that are unfinished or damaged")
     away.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("jobs", help="list the scripts in jobs/")
-    commands.add_parser("presets", help="list data sets, models and named settings")
+    commands.add_parser("presets", help="list data sets, models, named settings and what the paper varies")
     return parser
 
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"python jobs/{name + '.py':<12} {what}" for name, what in JOBS.items()))
         return 0
     if options.command == "presets":
-        named = {"data sets": DATASETS, "models": MODELS, "presets": PRESETS}
+        named = {"data sets": DATASETS, "models": MODELS, "presets": PRESETS, "lists": LISTS, "choices": CHOICES}
         print(json.dumps(named, indent=1))
         return 0
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rella.data.movielens import FIELDS
 from rella.data.raw import RawDataset
 from rella.data.synthetic_words import AGES, GENRES, OCCUPATIONS, SEQUELS, WORDS
 
@@ -26,19 +27,6 @@ CATALOGUE_SEED = 1994
 """One catalogue for everybody: the stand-in language model was pre-trained on it as a real one was on real movies."""
 SAMPLE_SEED = 2024
 PRETRAINING_SEED = 77
-
-
-FIELDS = {
-    "User ID": "users.user_id",
-    "Gender": "users.gender",
-    "Age": "users.age",
-    "Job": "users.occupation",
-    "Zipcode": "users.zipcode",
-    "Movie ID": "items.item_id",
-    "Movie title": "items.title",
-    "Movie genre": "items.genre",
-}
-"""As MovieLens-1M's."""
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,27 @@ def test_a_missing_or_foreign_adapter_is_an_error_never_zero_shot(
     assert "Traceback" not in foreign.err
 
 
+SONGS = {"precision": "float32", "k": 4, "shots": 24, "test_rows": 60, "tune.max_epochs": 1, "tune.valid_rows": 30}
+
+
+def test_your_own_data_run_the_whole_main_job(tmp_path: Path, model_folder: Path) -> None:
+    """Songs with play counts: another domain, no stars, described by one YAML file."""
+    flags = ("--dataset", "examples/songs/songs.yaml")
+    run = job("reit", tmp_path, model_folder, *flags, setting=SONGS)
+    assert run.code == 0, run.err
+    assert run.figures["dataset"] == "songs"
+    assert run.figures["rows"] == 60
+    assert 0 <= run.figures["variants"]["ours"]["auc"] <= 1
+    assert "48 rows of 24 samples" in run.out
+    stages = {a.path.split("/")[1] for a in list_artifacts(Storage(str(tmp_path))) if a.path.startswith("songs/")}
+    assert stages == {"prepare", "embed", "pca", "retrieve", "reit", "score"}
+    shown = job("score", tmp_path, model_folder, *flags, "--show", "1", setting=SONGS)
+    assert shown.code == 0, shown.err
+    assert "The user listened to the following songs in the past, with the number of plays:" in shown.out
+    assert "[retrieved, K = 4: " in shown.out
+    assert "Here is a song. Its title is " in shown.out
+
+
 def test_more_workers_than_the_cluster_has_says_what_is_missing(
     storage: Path, model_folder: Path, tmp_path: Path
 ) -> None:
