@@ -3,8 +3,8 @@
     python benchmarks/prepare.py --raw-dir DIR [--rows N]
 
 Both are processes of their own, one after the other; time includes their start, memory is the peak sum of PSS over the
-process tree. The loop is what a user would otherwise write and what the paper's notebooks do: pandas, one row at a time,
-every sample with a copy of its whole history.
+process tree. The loop is what a user would otherwise write and what the paper's notebooks do: pandas, one row at a
+time, every sample with a copy of its whole history.
 """
 
 from __future__ import annotations
