@@ -116,7 +116,7 @@ class DatasetFile:
 
     def user_fields(self) -> tuple[str, ...]:
         """Return the names that sentences about the user may use."""
-        return ("user_id", *(self.users.fields if self.users is not None else ()))
+        return tuple(self.users.fields) if self.users is not None else ()
 
     def item_fields(self) -> tuple[str, ...]:
         """Return the names that sentences about an item may use."""
@@ -194,7 +194,7 @@ def _check(found: DatasetFile, where: str) -> None:
     if not isinstance(found.settings, Mapping):
         raise ValueError(f"{where}: settings must be keys and values, e.g. `k: 10`")
     for kind, fields, taken in (
-        ("users", found.user_fields()[1:], {"user", "user_id", "offset", "count"}),
+        ("users", found.user_fields(), {"user", "user_id", "offset", "count"}),
         ("items", found.item_fields()[2:], {"item", "item_id", "title"}),
     ):
         odd = [name for name in fields if not name.isidentifier() or name in taken]
@@ -205,4 +205,4 @@ def _check(found: DatasetFile, where: str) -> None:
             f"{where}: interactions need a `label` column (1 and 0), or a `rating` column and `data.positive_above` in "
             "settings: without either every sample would have the same label"
         )
-    check_wording(found.words(), found.user_fields(), found.item_fields(), where)
+    check_wording(found.words(), dict.fromkeys(found.user_fields()), found.item_fields(), where)

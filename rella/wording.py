@@ -85,12 +85,21 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return "".join(text if name is None else text + values[name] for text, name in pieces(template))
 
 
-def check_wording(wording: Wording, user_fields: Iterable[str], item_fields: Iterable[str], where: str) -> None:
-    """Verify that every placeholder names a field that the data set has.
+def check_wording(
+    wording: Wording, profile: Mapping[str, Iterable[str] | None], item_fields: Iterable[str], where: str
+) -> None:
+    """Verify that every placeholder names a field that the data set has, and that `words` knows its values.
+
+    Args:
+        wording: the sentences.
+        profile: profile field → its values, None where they are not known or many.
+        item_fields: names of the items' fields.
+        where: the file or data set, for messages.
 
     Raises:
-        ValueError: names the template, the placeholder and what there is.
+        ValueError: names the template, the placeholder and what there is, or the value without words.
     """
+    user_fields = list(profile)
     extra = {word for by_value in wording.words.values() for found in by_value.values() for word in found}
     user = {*user_fields, *extra}
     known: dict[str, set[str]] = {
@@ -114,6 +123,13 @@ def check_wording(wording: Wording, user_fields: Iterable[str], item_fields: Ite
     unknown = set(wording.words) - set(user_fields)
     if unknown:
         raise ValueError(f"{where}: wording.words has {min(unknown)!r}, which is no user field ({sorted(user_fields)})")
+    for name, by_value in wording.words.items():
+        without = set(profile[name] or ()) - set(by_value)
+        if without:
+            raise ValueError(
+                f"{where}: wording.words.{name} has no entry for {min(without)!r}, which users have "
+                f"({sorted(by_value)} have one); add it, or choose another wording with --prompt.template"
+            )
 
 
 def item_part(wording: Wording) -> dict[str, Any]:

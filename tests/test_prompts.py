@@ -403,12 +403,14 @@ def test_templates_reach_nothing_but_fields() -> None:
 
 def test_a_wording_is_checked_against_the_fields() -> None:
     for name, wording in WORDINGS.items():
-        check_wording(wording, ["gender", "age", "occupation", "zipcode", "location"], [
+        check_wording(wording, dict.fromkeys(["gender", "age", "occupation", "zipcode", "location"]), [
             "title", "genre", "genres", "item_id", "author", "year", "publisher",
         ], name)  # fmt: skip
     with pytest.raises(ValueError, match=r"songs\.yaml: wording\.item has \{artist\}; it may use \{title\}"):
-        check_wording(Wording(item="By {artist}"), [], ["title"], "songs.yaml")
+        check_wording(Wording(item="By {artist}"), {}, ["title"], "songs.yaml")
     with pytest.raises(ValueError, match=r"wording\.note has \{x\}; it may use no placeholder"):
-        check_wording(Wording(note="{x}"), [], ["title"], "songs.yaml")
+        check_wording(Wording(note="{x}"), {}, ["title"], "songs.yaml")
     with pytest.raises(ValueError, match=r"wording\.words has 'sex', which is no user field"):
-        check_wording(Wording(words={"sex": {}}), ["age"], ["title"], "songs.yaml")
+        check_wording(Wording(words={"sex": {}}), {"age": None}, ["title"], "songs.yaml")
+    with pytest.raises(ValueError, match=r"wording\.words\.gender has no entry for 'other', which users have"):
+        check_wording(ML_1M, {"gender": ["male", "other"], "age": None, "occupation": None}, ["title", "genre"], "x")

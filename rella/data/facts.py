@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from rella.config import DataConfig
@@ -23,7 +24,8 @@ def dataset_facts(raw: RawDataset, tables: Tables) -> dict[str, Any]:
     """Return the counts of a data set, for its manifest.
 
     Table 1's five; samples and positives by split (`train`, `train_positives`, ...); `ratings`; `longest_history`;
-    `vocabularies` by field, whose sum is `features`; `dropped` rows by reason.
+    `vocabularies` by field, whose sum is `features`; `dropped` rows by reason; `profile`: by field its values, None
+    where there are many; `item_fields`.
     """
     vocabularies = field_vocabularies(raw)
     positive = tables.samples.filter(pc.equal(tables.samples.column("label"), 1))
@@ -38,7 +40,18 @@ def dataset_facts(raw: RawDataset, tables: Tables) -> dict[str, Any]:
         "longest_history": int(np.max(column(tables.users, "count"), initial=0)),
         "vocabularies": vocabularies,
         "dropped": dict(raw.dropped),
+        "profile": {name: _few_values(raw.users.column(name)) for name in raw.users.schema.names if name not in _OWN},
+        "item_fields": [name for name in raw.items.schema.names if name not in _OWN],
     }
+
+
+_OWN = ("user", "user_id", "item")
+_FEW = 100
+
+
+def _few_values(column: pa.ChunkedArray) -> list[str] | None:
+    values = column.unique()
+    return sorted(values.to_pylist()) if len(values) <= _FEW else None
 
 
 PAPER: dict[str, Facts] = {

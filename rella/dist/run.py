@@ -22,6 +22,7 @@ from rella.leases import Lease
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
 from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, resolve_auto, resolved_autos, settings
 from rella.storage import Storage, resolve_uri
+from rella.wording import check_wording
 
 if TYPE_CHECKING:
     from rella.dist.dataset import Shared
@@ -148,7 +149,9 @@ class Runner:
     def _check(self, pipelines: Sequence[Pipeline], until: str) -> None:
         """Refuse, before anything expensive, what could only fail later: too few samples, answers of two tokens."""
         for pipeline in pipelines:
-            check_counts(pipeline, pipeline.prepare.artifact(self.storage).manifest().facts, until)
+            facts, e = pipeline.prepare.artifact(self.storage).manifest().facts, pipeline.experiment
+            check_counts(pipeline, facts, until)
+            check_wording(self.source.wording(e), facts["profile"], facts["item_fields"], f"data set {e.dataset}")
         asking = [s for p in pipelines for s in (p.reit, p.score) if s is not None and until in (REIT, SCORE)]
         if any(not stage.artifact(self.storage).is_complete() for stage in asking):
             from rella.lm.loading import load_tokenizer

@@ -150,6 +150,12 @@ def test_an_empty_validation_split(run: Callable[..., str]) -> None:
     assert "--tune.select-on: the valid split is empty; give it a share with --data.split" in said
 
 
+def test_a_wording_that_names_what_the_data_do_not_have(run: Callable[..., str]) -> None:
+    flags = ["--prompt.template", "bookcrossing", "--shots", "8", "--data.sample-users", "20", "--test-rows", "9"]
+    said = run("reit", *flags, done=("prepare",))
+    assert "data set sample: wording.user has {location}; it may use {age}, {gender}, {occupation}, {zipcode}" in said
+
+
 def test_yes_is_two_tokens(run: Callable[..., str], tmp_path: Path) -> None:
     """A tokenizer that knows letters only."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
