@@ -51,6 +51,7 @@ def shown_samples(
             yield f"[{history}, K = {e.score.k}: {tokens} tokens{lost}]"
             yield of_samples[row].text(reader.wording, reader.wrapper, encoder.dropped)
         text = item_text(wording, shown_fields(items[row], reader.display))
+        text = reader.wrapper.wrap(text) if e.embed.wrapped else text
         yield f"[item text: {len(reader.tokenizer(text)['input_ids'])} tokens]\n{text}\n"
     if found is None:
         yield "Retrieved behaviours are shown once jobs/retrieve.py (or reit.py) has run with the same flags."
