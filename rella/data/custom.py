@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +81,7 @@ def read_own(described: DatasetFile, files: RawFiles, strict: bool = True) -> Ra
     )
     c = described.interactions
     wanted = [c.user, c.item, *(n for n in (c.time, c.rating, c.label, c.split) if n is not None)]
-    table = _read(files, c.file, wanted, text=[c.user, c.item, *(n for n in (c.label, c.split) if n is not None)])
+    table = _read(files, c.file, wanted)
     if described.users is not None:
         users = _entities(described.users.file, described.users.id, "user", described.users.fields, files)
     else:
@@ -112,33 +114,40 @@ def _fields(described: DatasetFile) -> dict[str, str]:
     return {"User ID": "users.user_id", **user, "Item ID": "items.item_id", "Title": "items.title", **item}
 
 
-def _read(files: RawFiles, name: str, columns: Sequence[str], text: Sequence[str] = ()) -> _Table:
-    """Read some columns of a file; `text` are read as they are written, so that id 007 stays 007."""
-    where = files.where(name)
-    with files.open(name) as file:
-        if name.endswith((".parquet", ".pq")):
+def _read(files: RawFiles, name: str, columns: Sequence[str]) -> _Table:
+    """Read some columns of a file; those of a CSV file as text, so that id 007 stays 007 and nothing is guessed."""
+    columns, where = list(dict.fromkeys(columns)), files.where(name)
+    if name.endswith((".parquet", ".pq")):
+        with files.open(name) as file:
             try:
-                there = pq.read_schema(file).names
-                _need(columns, there, where)
+                _need(columns, pq.read_schema(file).names, where)
                 file.seek(0)
-                return _Table(pq.read_table(file, columns=list(dict.fromkeys(columns))), where, 0)
+                return _Table(pq.read_table(file, columns=columns), where, 0)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{where}: not a readable Parquet file ({error}). Write it again.") from error
-        kind = _CSV.search(name)
-        if kind is None:
-            raise ValueError(f"{where}: files are .csv, .tsv (also .gz) or .parquet")
-        source = pa.CompressedInputStream(file, "gzip") if kind[2] else file
-        parse = pacsv.ParseOptions(delimiter="," if kind[1] == "csv" else "\t", newlines_in_values=True)
-        convert = pacsv.ConvertOptions(
-            column_types=dict.fromkeys(text, pa.string()), strings_can_be_null=True, null_values=["", "NULL", "null"]
-        )
-        try:
-            # One thread: with several the parser does not know the number of the row that it stumbles over.
-            data = pacsv.read_csv(source, pacsv.ReadOptions(use_threads=False), parse, convert)
-        except (pa.ArrowInvalid, EOFError, OSError) as error:
-            raise ValueError(f"{where}: {error}. Repair the row; the file must be UTF-8 with a header row.") from error
-    _need(columns, data.schema.names, where)
-    return _Table(data.select(list(dict.fromkeys(columns))), where, 1)
+    kind = _CSV.search(name)
+    if kind is None:
+        raise ValueError(f"{where}: files are .csv, .tsv (also .gz) or .parquet")
+    parse = pacsv.ParseOptions(delimiter="," if kind[1] == "csv" else "\t", newlines_in_values=True)
+    convert = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=["", "NULL", "null"]
+    )
+    # One thread: with several the parser does not know the number of the row that it stumbles over.
+    read = pacsv.ReadOptions(use_threads=False)
+    try:
+        with _text(files, name, kind[2]) as source, pacsv.open_csv(source, read, parse, convert) as opened:
+            _need(columns, opened.schema.names, where)
+        convert.include_columns = columns
+        with _text(files, name, kind[2]) as source:
+            return _Table(pacsv.read_csv(source, read, parse, convert), where, 1)
+    except (pa.ArrowInvalid, EOFError, OSError) as error:
+        raise ValueError(f"{where}: {error}. Repair the row; the file must be UTF-8 with a header row.") from error
+
+
+@contextmanager
+def _text(files: RawFiles, name: str, packed: str | None) -> Iterator[Any]:
+    with files.open(name) as file:
+        yield pa.CompressedInputStream(file, "gzip") if packed else file
 
 
 def _need(columns: Sequence[str], there: Sequence[str], where: str) -> None:
@@ -151,7 +160,7 @@ def _need(columns: Sequence[str], there: Sequence[str], where: str) -> None:
 
 def _entities(file: str, identifier: str, kind: str, fields: Mapping[str, str], files: RawFiles) -> pa.Table:
     """Return the users or items: `<kind>`, `<kind>_id` and the fields as text, in the order of their ids."""
-    table = _read(files, file, [identifier, *fields.values()], text=[identifier, *fields.values()])
+    table = _read(files, file, [identifier, *fields.values()])
     ids = table.ids(identifier)
     first = pc.index_in(ids, pc.unique(ids.combine_chunks())).to_numpy()
     _, again = np.unique(first, return_index=True)
@@ -192,23 +201,22 @@ def _ratings(table: _Table, c: InteractionColumns) -> npt.NDArray[np.float32]:
     try:
         found = table.data.column(c.rating).cast(pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _no_number(table, c.rating) from error
+        wrong, cell = _not_a_number(table.text(c.rating).to_pylist())
+        raise table.fault(wrong, f"column {c.rating!r} is {cell!r}, which is no number", "Correct the cell.") from error
     row = _first(~np.isfinite(found))
     if row is not None:
         raise table.fault(row, f"column {c.rating!r} is empty or no number", "Every row needs its rating.")
     return found.astype(np.float32)
 
 
-def _no_number(table: _Table, column: str) -> ValueError:
-    def number(cell: str | None) -> bool:
+def _not_a_number(cells: Sequence[str | None]) -> tuple[int, str | None]:
+    """Return the first cell that is no number, and its row."""
+    for row, cell in enumerate(cells):
         try:
-            return cell is not None and float(cell) == float(cell)
+            float(cell or "0")
         except ValueError:
-            return False
-
-    cells = table.text(column).to_pylist()
-    row = next((n for n, cell in enumerate(cells) if not number(cell)), 0)
-    return table.fault(row, f"column {column!r} is {cells[row]!r}, which is no number", "Correct the cell.")
+            return row, cell
+    return 0, cells[0]
 
 
 def _times(table: _Table, column: str) -> npt.NDArray[np.int64]:
@@ -219,19 +227,27 @@ def _times(table: _Table, column: str) -> npt.NDArray[np.int64]:
         raise table.fault(
             row, f"column {column!r} is empty", "Every row needs a time, or leave `time` out of the file."
         )
-    kind = found.type
-    if pa.types.is_integer(kind):
+    kinds = [found.type] if not pa.types.is_string(found.type) else [pa.int64(), pa.float64(), *_MOMENTS]
+    for kind in kinds:
+        try:
+            return _as_time(found.cast(kind))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    raise ValueError(
+        f"{table.where}: column {column!r} is neither a number nor a time as ISO 8601 in all rows (the first is "
+        f"{found[0].as_py()!r}). Write times as 2026-01-31T12:30:00 or as seconds."
+    )
+
+
+_MOMENTS = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
+
+
+def _as_time(found: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    if pa.types.is_integer(found.type):
         return found.cast(pa.int64()).to_numpy()
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(found.type):
         return np.round(found.to_numpy() * 1e6).astype(np.int64)
-    try:
-        moment = found.cast(pa.timestamp("us", tz="UTC") if getattr(kind, "tz", None) else pa.timestamp("us"))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"{table.where}: column {column!r} is neither a number nor a time as ISO 8601 ({error}). Write times as "
-            "2026-01-31T12:30:00 or as seconds."
-        ) from error
-    return moment.cast(pa.int64()).to_numpy()
+    return found.cast(pa.timestamp("us", tz=getattr(found.type, "tz", None))).cast(pa.int64()).to_numpy()
 
 
 def _coded(table: _Table, column: str, codes: Mapping[str, int], allowed: str) -> npt.NDArray[np.int8]:

@@ -119,6 +119,7 @@ def test_labels_splits_and_no_ratings(tmp_path: Path) -> None:
         pa.array(["2026-01-05", "2026-01-04", "2026-01-03", "2026-01-02", "2026-01-01"]),
         pa.array([f"2026-01-01T00:00:0{n}" for n in (5, 4, 3, 2, 1)]),
         pa.array([5, 4, 3, 2, 1], pa.timestamp("ms", tz="Europe/Berlin")),
+        pa.array(["2026-01-01T05:00:00Z", *(f"2026-01-01T0{n}:00:00+01:00" for n in (5, 4, 3, 2))]),
         pa.array([0.5, 0.4, 0.3, 0.2, 0.1]),
         pa.array([5, 4, 3, 2, 1], pa.int16()),
     ],
@@ -128,6 +129,29 @@ def test_times_in_many_forms_have_one_order(tmp_path: Path, times: pa.Array, kin
     write(tmp_path, kind, plays=PLAYS.set_column(2, "at", times))
     raw = read(tmp_path, describe(tmp_path, kind))
     assert np.argsort(raw.timestamp).tolist() == [4, 3, 2, 1, 0]
+
+
+def test_a_time_that_is_none(tmp_path: Path) -> None:
+    times = pa.array(["2026-01-05", "yesterday", "2026-01-03", "2026-01-02", "2026-01-01"])
+    write(tmp_path, plays=PLAYS.set_column(2, "at", times))
+    with pytest.raises(ValueError, match=r"plays\.csv: column 'at' is neither a number nor a time as ISO 8601"):
+        read(tmp_path, describe(tmp_path))
+
+
+def test_a_column_that_changes_its_kind_far_down(tmp_path: Path) -> None:
+    """Types are not guessed from the first rows: a half star after a million whole ones is a number too."""
+    many = 60_000
+    plays = pa.table(
+        {"who": ["9"] * many, "what": ["a"] * many, "at": list(range(many)), "n": ["3"] * (many - 1) + ["2.5"],
+         "other": ["1"] * (many - 1) + ["x"]}
+    )  # fmt: skip
+    write(tmp_path, plays=plays)
+    raw = read(tmp_path, describe(tmp_path))
+    assert raw.rating[-1] == 2.5
+    text = (tmp_path / "plays.csv").read_text()
+    (tmp_path / "plays.csv").write_text(text.replace("2.5", "many"))
+    with pytest.raises(ValueError, match=rf"plays\.csv, row {many + 1}: column 'n' is 'many', which is no number"):
+        read(tmp_path, describe(tmp_path))
 
 
 def test_without_time_the_file_s_order_counts(tmp_path: Path) -> None:
