@@ -137,14 +137,15 @@ def test_the_adapter_is_plain_peft_and_gives_the_same_scores(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rella.dist.dataset import catalogue_of
-    from rella.prompts import ML_1M, WRAPPERS
+    from rella.prompts import ML_1M, WRAPPERS, Display, prompt_text
 
     folder = artifact(storage, "reit", "mixed").local_folder("adapter")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, folder).eval()
     tables = read_tables(artifact(storage, "prepare"))
-    catalogue, neighbours = catalogue_of(tables), Neighbours.from_table(artifact(storage, "retrieve").read())
+    catalogue = catalogue_of(tables, ML_1M, Display())
+    neighbours = Neighbours.from_table(artifact(storage, "retrieve").read())
     rows = {row["sample_id"]: row for row in tables.samples.to_pylist()}
     yes, no = (tokenizer(f"ASSISTANT: {word}")["input_ids"][-1] for word in ("Yes", "No"))
     scores = artifact(storage, "score", "mixed").read().to_pylist()
@@ -152,7 +153,7 @@ def test_the_adapter_is_plain_peft_and_gives_the_same_scores(
         sample = rows[scored["sample_id"]]
         positions = neighbours.top(sample["sample_id"], 4)
         asked = catalogue.question(sample["user"], sample["item"], sample["end"], positions, 4)
-        prompt = WRAPPERS["vicuna"].wrap(ML_1M.prompt(asked.profile, asked.titles, asked.ratings, asked.target))
+        prompt = WRAPPERS["vicuna"].wrap(prompt_text(ML_1M, asked.profile, asked.names, asked.ratings, asked.target))
         with torch.no_grad():
             logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
         assert float(logits[yes]) == pytest.approx(scored["logit_yes"], abs=2e-4)
