@@ -99,7 +99,8 @@ def build(values: Values) -> Experiment:
     known = {name for name, _, _ in leaves(Experiment())}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"configuration: there is no field {', '.join(map(repr, unknown))}; --help lists them")
+        names = ", ".join(map(repr, unknown))
+        raise UserError(f"configuration: there is no field {names}; --help lists them{_meant(names)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, nested_key=None)
     try:
@@ -130,7 +131,7 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
     own: Values = {}
     if is_dataset_file(dataset):
         described = _described(dataset)
-        own = {**flatten(described.settings), "dataset_file": str(Path(dataset).expanduser().absolute())}
+        own = {**_settings(described, dataset), "dataset_file": str(Path(dataset).expanduser().absolute())}
         given = {**given, "dataset": described.name}
     elif dataset not in DATASETS and "dataset_file" not in upper:
         raise UserError(
@@ -150,6 +151,18 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
         sources |= dict.fromkeys(layer, source)
     sources |= {name: (origins or {}).get(name, "call") for name in given}
     return Resolved(build({**values, **given}), sources)
+
+
+def _settings(described: DatasetFile, path: str) -> Values:
+    """Return the values of a data set's file; a split column that is there counts unless the settings say otherwise."""
+    found = {name.replace("-", "_"): value for name, value in flatten(described.settings).items()}
+    if described.interactions.split is not None:
+        found = {"data.split_by": "column", **found}
+    try:
+        build(found)
+    except UserError as error:
+        raise UserError(f"{path}: settings: {error}") from error
+    return found
 
 
 def _described(path: str) -> DatasetFile:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +172,22 @@ def read_dataset_file(path: str) -> DatasetFile:
     try:
         init = parser.instantiate(parser.parse_object(body))
     except Exception as error:
-        raise ValueError(f"{file}: {_first_line(error)}") from error
+        raise ValueError(f"{file}: {_first_line(error)}{_meant(str(error))}; see docs/data.md") from error
     # By key: as an attribute `items` would be the namespace's own method.
     found = DatasetFile(
         **{name: init[name] for name in ("name", "interactions", "items", "users", "wording")}, settings=settings
     )
     _check(found, str(file))
     return found
+
+
+def _meant(message: str) -> str:
+    """Return the keys that are close to a quoted word of an error message, as a question."""
+    parts = (DatasetFile, InteractionColumns, ItemColumns, UserColumns, WordingFile)
+    known = {f.name for part in parts for f in fields(part)}
+    quoted = [word.partition(".")[0] for word in re.findall(r"'([\w.-]+)'", message)]
+    near = [n for word in quoted if word not in known for n in get_close_matches(word, known, n=2, cutoff=0.7)]
+    return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def _first_line(error: Exception) -> str:
@@ -193,11 +203,11 @@ def _check(found: DatasetFile, where: str) -> None:
         )
     if not isinstance(found.settings, Mapping):
         raise ValueError(f"{where}: settings must be keys and values, e.g. `k: 10`")
-    for kind, fields, taken in (
+    for kind, names, taken in (
         ("users", found.user_fields(), {"user", "user_id", "offset", "count"}),
         ("items", found.item_fields()[2:], {"item", "item_id", "title"}),
     ):
-        odd = [name for name in fields if not name.isidentifier() or name in taken]
+        odd = [name for name in names if not name.isidentifier() or name in taken]
         if odd:
             raise ValueError(f"{where}: {kind}.fields: {odd[0]!r} must be a word, and none of {sorted(taken)}")
     if found.interactions.rating is None and found.interactions.label is None:

@@ -114,7 +114,10 @@ def check_wording(
         "instruction": set(),
     }
     for template, names in known.items():
-        odd = placeholders(getattr(wording, template) or "") - names
+        try:
+            odd = placeholders(getattr(wording, template) or "") - names
+        except ValueError as error:
+            raise ValueError(f"{where}: wording.{template}: {error}") from error
         if odd:
             raise ValueError(
                 f"{where}: wording.{template} has {{{min(odd)}}}; it may use "
@@ -128,8 +131,15 @@ def check_wording(
         if without:
             raise ValueError(
                 f"{where}: wording.words.{name} has no entry for {min(without)!r}, which users have "
-                f"({sorted(by_value)} have one); add it, or choose another wording with --prompt.template"
+                f"({sorted(by_value)} have one; an empty cell is 'unknown'); add it, or choose another wording with "
+                "--prompt.template"
             )
+        used = {name for template in (wording.user, wording.lead, wording.question) for name in placeholders(template)}
+        of_field = {word for found in by_value.values() for word in found}
+        for value, found in by_value.items():
+            lacking = (used & of_field) - set(found)
+            if lacking:
+                raise ValueError(f"{where}: wording.words.{name}.{value} lacks {min(lacking)!r}, which a sentence uses")
 
 
 def item_part(wording: Wording) -> dict[str, Any]:

@@ -414,3 +414,6 @@ def test_a_wording_is_checked_against_the_fields() -> None:
         check_wording(Wording(words={"sex": {}}), {"age": None}, ["title"], "songs.yaml")
     with pytest.raises(ValueError, match=r"wording\.words\.gender has no entry for 'other', which users have"):
         check_wording(ML_1M, {"gender": ["male", "other"], "age": None, "occupation": None}, ["title", "genre"], "x")
+    half = replace(ML_1M, words={"gender": {**ML_1M.words["gender"], "other": {"She": "They", "she": "they"}}})
+    with pytest.raises(ValueError, match=r"wording\.words\.gender\.other lacks 'Her', which a sentence uses"):
+        check_wording(half, {"gender": ["male"], "age": None, "occupation": None}, ["title", "genre"], "x")

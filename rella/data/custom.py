@@ -141,7 +141,8 @@ def _read(files: RawFiles, name: str, columns: Sequence[str]) -> _Table:
         with _text(files, name, kind[2]) as source:
             return _Table(pacsv.read_csv(source, read, parse, convert), where, 1)
     except (pa.ArrowInvalid, EOFError, OSError) as error:
-        raise ValueError(f"{where}: {error}. Repair the row; the file must be UTF-8 with a header row.") from error
+        remedy = "Save the file as UTF-8" if "UTF8" in str(error) else "Repair the row; there must be a header row"
+        raise ValueError(f"{where}: {error}. {remedy}.") from error
 
 
 @contextmanager
@@ -152,6 +153,11 @@ def _text(files: RawFiles, name: str, packed: str | None) -> Iterator[Any]:
 
 def _need(columns: Sequence[str], there: Sequence[str], where: str) -> None:
     missing = [name for name in columns if name not in there]
+    if missing and len(there) == 1 and re.search("[,;|\t]", there[0]):
+        raise ValueError(
+            f"{where}: the header {there[0]!r} is one column; .csv files are separated by commas, .tsv files by tabs. "
+            "Save it with that separator."
+        )
     if missing:
         raise ValueError(
             f"{where}: no column {missing[0]!r}; there are {', '.join(there)}. Correct it in the YAML file."
@@ -233,10 +239,26 @@ def _times(table: _Table, column: str) -> npt.NDArray[np.int64]:
             return _as_time(found.cast(kind))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-    raise ValueError(
-        f"{table.where}: column {column!r} is neither a number nor a time as ISO 8601 in all rows (the first is "
-        f"{found[0].as_py()!r}). Write times as 2026-01-31T12:30:00 or as seconds."
+    row = _first_of_another_kind(found, kinds)
+    raise table.fault(
+        row,
+        f"column {column!r} is {found[row].as_py()!r}, which is no number or time as ISO 8601 like those before it",
+        "Write times as 2026-01-31T12:30:00, as 2026-01-31 or as seconds.",
     )
+
+
+def _first_of_another_kind(found: pa.ChunkedArray, kinds: Sequence[pa.DataType]) -> int:
+    """Return the row of the first cell that cannot be read as the first cell can."""
+
+    def reads(row: int, kind: pa.DataType) -> bool:
+        try:
+            found.slice(row, 1).cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return False
+        return True
+
+    kind = next((kind for kind in kinds if reads(0, kind)), None)
+    return 0 if kind is None else next(row for row in range(len(found)) if not reads(row, kind))
 
 
 _MOMENTS = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))

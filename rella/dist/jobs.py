@@ -66,6 +66,9 @@ def prepare_job(runner: Runner) -> Figures:
     usual = resolve({"dataset": e.dataset, "model": e.model}).experiment.data if e.dataset in DATASETS else e.data
     known = checks(e.dataset, facts, e.data, usual)
     print(f"\nTable 1\n{table1_text(e.dataset, facts, known)}\n")
+    own = runner.source.own
+    if own is not None and own.interactions.time is None and e.data.split_by == "time":
+        print("Without a time column the split follows the file's rows; --data.split-by user cuts by user.\n")
     return {**_facts(artifact), **({"facts_that_differ": [c.name for c in known if not c.holds]} if known else {})}
 
 
@@ -78,6 +81,7 @@ def show_job(runner: Runner, n: int) -> Figures:
     neighbours = found if found is not None and found.is_complete() else None
     wording = runner.source.wording(runner.experiment)
     print()
+    n = min(n, int(data.manifest().facts[pipeline.experiment.score.split]))
     for text in shown_samples(pipeline, data, neighbours, runner.model, wording, n):
         print(text)
     return {"shown": n}

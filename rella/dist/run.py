@@ -49,6 +49,20 @@ class Job:
         return self.found_in
 
 
+def check_both_labels(facts: Mapping[str, Json]) -> None:
+    """Verify that a data set has samples of both labels.
+
+    Raises:
+        ValueError: all labels are equal.
+    """
+    positives = sum(int(facts[f"{split}_positives"]) for split in ("train", "valid", "test"))
+    if positives in (0, facts["samples"]):
+        raise ValueError(
+            f"all {facts['samples']:,} samples have the label {int(positives > 0)}, there is nothing to tell apart; "
+            "change the label rule (--data.positive-above) or add samples of the other label"
+        )
+
+
 def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> None:
     """Verify, before anything expensive, that the data set has the samples that the experiment asks for.
 
@@ -109,11 +123,20 @@ class Runner:
         return identify(self.experiment.model, self.experiment.revision)
 
     def prepare(self) -> Artifact:
-        """Make the first stage where it is missing and return it; no model is looked at."""
+        """Make the first stage where it is missing and return it; no model is looked at.
+
+        Raises:
+            ValueError: the wording does not go with the data set's fields.
+        """
         stage = prepare_stage(self.experiment, self.raw)
         job = Job(stage, stage.artifact(self.storage), self.experiment)
         self._run_stage(PREPARE, [job])
+        self._check_wording(self.experiment, job.artifact.manifest().facts)
         return job.artifact
+
+    def _check_wording(self, experiment: Experiment, facts: Mapping[str, Json]) -> None:
+        where = experiment.dataset_file or f"data set {experiment.dataset}"
+        check_wording(self.source.wording(experiment), facts["profile"], facts["item_fields"], where)
 
     def pipeline(self, experiment: Experiment) -> Pipeline:
         """Return the stages of an experiment on this runner's data and model.
@@ -151,7 +174,7 @@ class Runner:
         for pipeline in pipelines:
             facts, e = pipeline.prepare.artifact(self.storage).manifest().facts, pipeline.experiment
             check_counts(pipeline, facts, until)
-            check_wording(self.source.wording(e), facts["profile"], facts["item_fields"], f"data set {e.dataset}")
+            self._check_wording(e, facts)
         asking = [s for p in pipelines for s in (p.reit, p.score) if s is not None and until in (REIT, SCORE)]
         if any(not stage.artifact(self.storage).is_complete() for stage in asking):
             from rella.lm.loading import load_tokenizer
@@ -241,6 +264,7 @@ def _prepare(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
         tables = assemble(raw, e.data)
         tables.validate()
         facts = dataset_facts(raw, tables)
+        check_both_labels(facts)
         runner.say(f"{PREPARE:<9} {table1_row(facts)}")
         columns = {"users": tables.users, "items": tables.items}
         columns |= {"interactions": tables.interactions, "samples": tables.samples}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rella.artifacts import Artifact
 from rella.data.questions import Neighbours, Question, questions
-from rella.data.selection import SubsetRule, choose, split_ids, split_subset
+from rella.data.selection import SubsetRule, choose, split_subset
 from rella.dist.dataset import catalogue_of, read_tables
 from rella.pipeline import Pipeline
 from rella.models import ModelIdentity
@@ -26,7 +26,7 @@ def shown_samples(
         found: the `retrieve` artifact where it is finished.
         model: whose tokenizer counts.
         wording: the data set's.
-        n: how many; fewer where the split has fewer.
+        n: how many, at most the split's samples.
     """
     from rella.lm.loading import load_tokenizer
     from rella.lm.reading import Reader
@@ -34,7 +34,6 @@ def shown_samples(
     e = pipeline.experiment
     tables, reader = read_tables(data), Reader(load_tokenizer(model), model, e.prompt, wording)
     catalogue = catalogue_of(tables, wording, reader.display)
-    n = min(n, len(split_ids(tables.samples, e.score.split)))
     chosen = choose(tables.samples, split_subset(tables.samples, e.score.split, n, SubsetRule.of(e)))
     asked: dict[str, list[Question]] = {"recent": questions(catalogue, chosen, "recent", None, int(e.score.k))}
     if found is not None:

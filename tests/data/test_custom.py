@@ -134,7 +134,9 @@ def test_times_in_many_forms_have_one_order(tmp_path: Path, times: pa.Array, kin
 def test_a_time_that_is_none(tmp_path: Path) -> None:
     times = pa.array(["2026-01-05", "yesterday", "2026-01-03", "2026-01-02", "2026-01-01"])
     write(tmp_path, plays=PLAYS.set_column(2, "at", times))
-    with pytest.raises(ValueError, match=r"plays\.csv: column 'at' is neither a number nor a time as ISO 8601"):
+    with pytest.raises(
+        ValueError, match=r"plays\.csv, row 3: column 'at' is 'yesterday', which is no number or time as ISO 8601"
+    ):
         read(tmp_path, describe(tmp_path))
 
 
@@ -214,6 +216,16 @@ def test_the_file_is_a_layer_of_the_configuration() -> None:
     e = resolved.experiment
     assert (e.dataset, e.dataset_file, e.k, e.shots, e.data.positive_above) == ("songs", str(EXAMPLE), 5, 256, 2.0)
     assert resolved.sources["shots"] == f"data set {EXAMPLE}"
+
+
+def test_a_split_column_counts_unless_it_is_said_otherwise(tmp_path: Path) -> None:
+    write(tmp_path)
+    describe(tmp_path, split="part")
+    file = tmp_path / "own.yaml"
+    assert resolve({"dataset": str(file)}).experiment.data.split_by == "column"
+    file.write_text(file.read_text() + "settings: {data: {split-by: user, min-history: 3}}\n")
+    rules = resolve({"dataset": str(file)}).experiment.data
+    assert (rules.split_by, rules.min_history) == ("user", 3)
 
 
 def test_the_example_s_keys_follow_its_content(tmp_path: Path) -> None:

@@ -139,9 +139,19 @@ def test_more_shots_than_samples(run: Callable[..., str]) -> None:
 
 
 def test_all_labels_equal(run: Callable[..., str]) -> None:
-    said = run("reit", "--data.positive-above", "9", "--shots", "8", "--data.sample-users", "20", done=("prepare",))
-    assert "samples of the train split have the label 0" in said
+    said = run("reit", "--data.positive-above", "9", "--shots", "8", "--data.sample-users", "20")
+    assert "samples have the label 0, there is nothing to tell apart" in said
     assert "--data.positive-above" in said
+
+
+def test_all_labels_of_a_split_equal(run: Callable[..., str], tmp_path: Path) -> None:
+    """Both labels are there, but not in the part that is trained on."""
+    described = own(tmp_path)
+    rows = [f"u{u},{i},{i},{5 if i > 6 else 0}" for i in range(9) for u in range(3)]
+    (tmp_path / "plays.csv").write_text("\n".join(["who,what,when,n", *rows]))
+    flags = ["--shots", "4", "--data.split", "[1, 1, 1]"]
+    said = run("reit", "--dataset", str(described), *flags, done=("prepare",))
+    assert "--shots: all 7 samples of the train split have the label 0" in said
 
 
 def test_an_empty_validation_split(run: Callable[..., str]) -> None:
@@ -192,13 +202,21 @@ def own(tmp_path: Path, **changes: str) -> Path:
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("own.yaml", "item: what", "itm: what", "itm"),
+        ("own.yaml", "item: what", "itm: what", "does not accept option 'itm'; did you mean item"),
+        ("own.yaml", "settings", "wordng: {user: x}\nsettings", "did you mean wording"),
+        ("own.yaml", "settings", "wording: {user: 'a {b'}\nsettings", "own.yaml: wording.user: template 'a {b'"),
+        ("own.yaml", "min_history: 2", "min_history: two", "own.yaml: settings: configuration: "),
         ("own.yaml", "rating: n", "rating: stars", "plays.csv: no column 'stars'; there are who, what, when, n"),
         ("own.yaml", ", rating: n", "", "every sample would have the same label"),
         ("own.yaml", "name: own", "name: Own Data", "name 'Own Data' must be lower-case"),
         ("own.yaml", "name: own", "name: ml-1m", "none of sample, ml-1m"),
         ("own.yaml", "plays.csv", "gone.csv", "gone.csv: the file is missing"),
-        ("own.yaml", "positive_above", "positive_abov", "there is no field 'data.positive_abov'"),
+        (
+            "own.yaml",
+            "positive_above",
+            "positive_abov",
+            "settings: configuration: there is no field 'data.positive_abov'; --help lists them; did you mean data.pos",
+        ),
         ("own.yaml", "settings", "wording: {item: 'By {artist}'}\nsettings", "wording.item has {artist}; it may use"),
         ("own.yaml", "name: own\n", "name: [own\n", "own.yaml: not YAML"),
         ("plays.csv", "u1,4,4,1\n", "u1,4,4\n", "Expected 4 columns, got 3"),
@@ -207,6 +225,12 @@ def own(tmp_path: Path, **changes: str) -> Path:
         ("plays.csv", "u1,4,4,1\n", "u1,4,,1\n", "plays.csv, row 15: column 'when' is empty"),
         ("plays.csv", "u1,4,4,1\n", "u1,,4,1\n", "plays.csv, row 15: column 'what' is empty"),
         ("plays.csv", "u1,4,4,1\n", "u1,77,4,1\n", "plays.csv, row 15: item '77' is not in the table of items"),
+        (
+            "plays.csv",
+            "u1,4,4,1\n",
+            "u1,4,noon,1\n",
+            "plays.csv, row 15: column 'when' is 'noon', which is no number or",
+        ),
         ("songs.csv", "3,Song 3\n", "2,Song 3\n", "songs.csv, row 5: item '2' appears for the second time"),
     ],
 )
@@ -218,6 +242,14 @@ def test_own_data_that_is_not_right(
     assert text.count(old) == 1
     (tmp_path / file).write_text(text.replace(old, new))
     assert said in run("prepare", "--dataset", str(described))
+
+
+def test_another_separator(run: Callable[..., str], tmp_path: Path) -> None:
+    described = own(tmp_path)
+    songs = tmp_path / "songs.csv"
+    songs.write_text(songs.read_text().replace(",", ";"))
+    said = run("prepare", "--dataset", str(described))
+    assert "songs.csv: the header 'id;name' is one column; .csv files are separated by commas" in said
 
 
 def test_the_description_is_missing(run: Callable[..., str], tmp_path: Path) -> None:
