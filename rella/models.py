@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rella.artifacts import digest
-from rella.backbones import BACKBONES
+from rella.backbones import BACKBONES, backbone_of
 from rella.digests import file_digest
 
 TINY = Path(__file__).resolve().parent / "assets" / "tiny"
@@ -50,7 +50,8 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
 
     Args:
         model: which one.
-        revision: commit, tag or branch on the hub; without it a preset's pinned commit, else the newest.
+        revision: commit, tag or branch on the hub; without it the pinned commit of a preset (called by its
+            own name or the hub's), else the newest.
 
     Raises:
         FileNotFoundError: a folder without config.json or safetensors, or a hub model that cannot be reached.
@@ -60,7 +61,7 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
     if Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
         return _identify_folder(folder, folder.name)
-    preset = BACKBONES.get(model)
+    preset = BACKBONES.get(model) or backbone_of(model)
     if preset is None:
         return _identify_hub(model, revision)
     return _identify_hub(preset.source, revision or preset.revision)

@@ -71,6 +71,11 @@ def test_a_preset_is_its_pinned_commit(backbone: Backbone, asked: list[tuple[str
     assert found.name == backbone.source.split("/")[1].lower()
 
 
+def test_a_preset_by_its_hub_name_is_the_same_commit(asked: list[tuple[str, str, str | None]]) -> None:
+    assert identify("lmsys/vicuna-13b-v1.3") == identify("vicuna-13b")
+    assert asked[0] == asked[1]
+
+
 def test_a_revision_that_is_given_wins(asked: list[tuple[str, str, str | None]]) -> None:
     found = identify("vicuna-13b", "main")
     assert asked == [("lmsys/vicuna-13b-v1.3", "config.json", "main")]
