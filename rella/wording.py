@@ -99,9 +99,8 @@ def check_wording(
     Raises:
         ValueError: names the template, the placeholder and what there is, or the value without words.
     """
-    user_fields = list(profile)
     extra = {word for by_value in wording.words.values() for found in by_value.values() for word in found}
-    user = {*user_fields, *extra}
+    user = {*profile, *extra}
     known: dict[str, set[str]] = {
         "user": user,
         "lead": user,
@@ -123,9 +122,15 @@ def check_wording(
                 f"{where}: wording.{template} has {{{min(odd)}}}; it may use "
                 f"{', '.join(sorted(f'{{{n}}}' for n in names)) or 'no placeholder'}"
             )
-    unknown = set(wording.words) - set(user_fields)
+    _check_words(wording, profile, where)
+
+
+def _check_words(wording: Wording, profile: Mapping[str, Iterable[str] | None], where: str) -> None:
+    """Verify that `words` is about profile fields, knows their values, and has for each what the sentences use."""
+    unknown = set(wording.words) - set(profile)
     if unknown:
-        raise ValueError(f"{where}: wording.words has {min(unknown)!r}, which is no user field ({sorted(user_fields)})")
+        raise ValueError(f"{where}: wording.words has {min(unknown)!r}, which is no user field ({sorted(profile)})")
+    used = {name for template in (wording.user, wording.lead, wording.question) for name in placeholders(template)}
     for name, by_value in wording.words.items():
         without = set(profile[name] or ()) - set(by_value)
         if without:
@@ -134,7 +139,6 @@ def check_wording(
                 f"({sorted(by_value)} have one; an empty cell is 'unknown'); add it, or choose another wording with "
                 "--prompt.template"
             )
-        used = {name for template in (wording.user, wording.lead, wording.question) for name in placeholders(template)}
         of_field = {word for found in by_value.values() for word in found}
         for value, found in by_value.items():
             lacking = (used & of_field) - set(found)
