@@ -149,7 +149,8 @@ def _run_task(task: TuneTask, material: Material, base: Any, pad: int, model: Mo
     """Train one adapter and write it; return the base without it."""
     import torch.distributed as dist
 
-    from rella.lm.tuning import Progress, Tuner, add_lora
+    from rella.lm.lora import add_lora
+    from rella.lm.tuning import Progress, Tuner
 
     e, rank, started, trained = task.experiment, dist.get_rank(), time.monotonic(), 0
 

@@ -20,7 +20,6 @@ from torch import nn
 
 from rella.config import Precision, TuneConfig
 from rella.lm.encoding import Ids, pad_right
-from rella.lm.lora import add_lora as add_lora
 from rella.lm.scoring import causal_lm, finished
 
 
