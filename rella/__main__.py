@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rella.artifacts import MANIFEST, Artifact, ArtifactError, list_artifacts
+from rella.artifacts import MANIFEST, Artifact, list_artifacts
 from rella.config import CHOICES, DATASETS, LISTS, MODELS, PRESETS
+from rella.errors import ArtifactError
 from rella.leases import is_held
 from rella.storage import Storage, resolve_uri
 

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rella.errors import ArtifactError
 from rella.storage import Storage
 
 FORMAT = 1
@@ -34,10 +35,6 @@ _NO_SEAL = _SEAL + b"0" * 64
 
 Json = Any
 """What `json` reads and writes."""
-
-
-class ArtifactError(RuntimeError):
-    """An artifact that is missing, unfinished or damaged; the message names it and the remedy."""
 
 
 def canonical_json(value: Json) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rella.errors import InputError
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -173,10 +175,10 @@ def lora_targets_for(model_type: str) -> tuple[str, ...]:
     """Return the names of the query and value projections of an architecture (§4.1.4).
 
     Raises:
-        ValueError: they are not known here.
+        InputError: they are not known here.
     """
     if model_type not in LORA_TARGETS:
-        raise ValueError(
+        raise InputError(
             f"the query and value projections of model type {model_type!r} are not known (known are "
             f"{', '.join(sorted(LORA_TARGETS))}): name the modules to adapt with --tune.lora-targets"
         )

@@ -20,10 +20,7 @@ from typing import Any
 
 from rella.config import DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
 from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
-
-
-class UserError(Exception):
-    """Something the user can mend; shown as one message, without a traceback."""
+from rella.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def build(values: Values) -> Experiment:
     """Return the experiment with these dotted fields over the defaults, types checked.
 
     Raises:
-        UserError: an unknown field or a value of the wrong type, named.
+        InputError: an unknown field or a value of the wrong type, named.
     """
     from jsonargparse import ArgumentParser
 
@@ -100,13 +97,13 @@ def build(values: Values) -> Experiment:
     unknown = sorted(set(values) - known)
     if unknown:
         names = ", ".join(map(repr, unknown))
-        raise UserError(f"configuration: there is no field {names}; --help lists them{_meant(names)}")
+        raise InputError(f"configuration: there is no field {names}; --help lists them{_meant(names)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, nested_key=None)
     try:
         chosen = parser.parse_object(nest(values))
     except Exception as error:
-        raise UserError(f"configuration: {error}") from error
+        raise InputError(f"configuration: {error}") from error
     init = parser.instantiate(chosen)
     return Experiment(**{name: getattr(init, name) for name in asdict(Experiment())})
 
@@ -120,10 +117,10 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
         origins: where each given value came from; "call" where it is not said.
 
     Raises:
-        UserError: an unknown data set, preset, field or type.
+        InputError: an unknown data set, preset, field or type.
     """
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}; there are {', '.join(sorted(PRESETS))}")
+        raise InputError(f"unknown preset {preset!r}; there are {', '.join(sorted(PRESETS))}")
     named = PRESETS[preset] if preset is not None else {}
     upper = {**named, **given}
     default = Experiment()
@@ -134,7 +131,7 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
         own = {**_settings(described, dataset), "dataset_file": str(Path(dataset).expanduser().absolute())}
         given = {**given, "dataset": described.name}
     elif dataset not in DATASETS and "dataset_file" not in upper:
-        raise UserError(
+        raise InputError(
             f"unknown data set {dataset!r}; there are {', '.join(sorted(DATASETS))}, or give a YAML file that "
             "describes your own (docs/data.md)"
         )
@@ -160,8 +157,8 @@ def _settings(described: DatasetFile, path: str) -> Values:
         found = {"data.split_by": "column", **found}
     try:
         build(found)
-    except UserError as error:
-        raise UserError(f"{path}: settings: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: settings: {error}") from error
     return found
 
 
@@ -169,10 +166,10 @@ def _described(path: str) -> DatasetFile:
     try:
         found = read_dataset_file(path)
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise InputError(str(error)) from error
     taken = {"dataset", "dataset_file"} & set(found.settings)
     if taken:
-        raise UserError(f"{path}: settings.{min(taken)} cannot be set by the data set itself; remove it")
+        raise InputError(f"{path}: settings.{min(taken)} cannot be set by the data set itself; remove it")
     return found
 
 
@@ -180,7 +177,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     """Parse a job's command line. `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
 
     Raises:
-        UserError: an unknown data set, preset, field or type.
+        InputError: an unknown data set, preset, field or type.
     """
     parser = _parser(prog, description)
     words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]

@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rella.errors import InputError, MissingError
 from rella.wording import Wording, check_wording
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -148,8 +149,8 @@ def read_dataset_file(path: str) -> DatasetFile:
     """Read and check the description of a data set.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not YAML, an unknown or missing key, a value of the wrong type, a name that cannot be a folder's, or
+        MissingError: there is no such file.
+        InputError: not YAML, an unknown or missing key, a value of the wrong type, a name that cannot be a folder's, or
             a sentence with a placeholder that names no field; each names the file and the key.
     """
     import yaml
@@ -157,22 +158,20 @@ def read_dataset_file(path: str) -> DatasetFile:
 
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(
-            f"--dataset {path}: there is no such file; it describes your own data, see docs/data.md"
-        )
+        raise MissingError(f"--dataset {path}: there is no such file; it describes your own data, see docs/data.md")
     try:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not YAML: {error}") from error
+        raise InputError(f"{file}: not YAML: {error}") from error
     if not isinstance(body, dict):
-        raise ValueError(f"{file}: expected keys such as name, interactions and items; see docs/data.md")
+        raise InputError(f"{file}: expected keys such as name, interactions and items; see docs/data.md")
     settings = body.pop("settings", None) or {}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DatasetFile, nested_key=None, skip={"settings"})
     try:
         init = parser.instantiate(parser.parse_object(body))
     except Exception as error:
-        raise ValueError(f"{file}: {_first_line(error)}{_meant(str(error))}; see docs/data.md") from error
+        raise InputError(f"{file}: {_first_line(error)}{_meant(str(error))}; see docs/data.md") from error
     # By key: as an attribute `items` would be the namespace's own method.
     found = DatasetFile(
         **{name: init[name] for name in ("name", "interactions", "items", "users", "wording")}, settings=settings
@@ -197,21 +196,21 @@ def _first_line(error: Exception) -> str:
 
 def _check(found: DatasetFile, where: str) -> None:
     if not _NAME.fullmatch(found.name) or found.name in RESERVED:
-        raise ValueError(
+        raise InputError(
             f"{where}: name {found.name!r} must be lower-case letters, digits, `-`, `_` or `.`, at most 40, and none "
             f"of {', '.join(RESERVED)}"
         )
     if not isinstance(found.settings, Mapping):
-        raise ValueError(f"{where}: settings must be keys and values, e.g. `k: 10`")
+        raise InputError(f"{where}: settings must be keys and values, e.g. `k: 10`")
     for kind, names, taken in (
         ("users", found.user_fields(), {"user", "user_id", "offset", "count"}),
         ("items", found.item_fields()[2:], {"item", "item_id", "title"}),
     ):
         odd = [name for name in names if not name.isidentifier() or name in taken]
         if odd:
-            raise ValueError(f"{where}: {kind}.fields: {odd[0]!r} must be a word, and none of {sorted(taken)}")
+            raise InputError(f"{where}: {kind}.fields: {odd[0]!r} must be a word, and none of {sorted(taken)}")
     if found.interactions.rating is None and found.interactions.label is None:
-        raise ValueError(
+        raise InputError(
             f"{where}: interactions need a `label` column (1 and 0), or a `rating` column and `data.positive_above` in "
             "settings: without either every sample would have the same label"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rella.artifacts import Artifact, now
+from rella.errors import BusyError
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
@@ -22,10 +23,6 @@ EXPIRES = 60.0
 SETTLE = 0.2
 """Seconds after which two drivers that came at once look whose write stayed."""
 LEASE = "lease.json"
-
-
-class BusyError(RuntimeError):
-    """Another driver works on the same artifact."""
 
 
 def _here() -> str:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from rella.errors import InputError
+
 CLIP = 1e-15
 """Probabilities are clipped to [CLIP, 1 - CLIP] in the log loss."""
 
@@ -82,7 +84,7 @@ def auc(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
         probabilities: (S,) in [0, 1].
 
     Raises:
-        ValueError: a value or length is wrong, or all labels are the same and AUC is undefined.
+        InputError: a value or length is wrong, or all labels are the same and AUC is undefined.
     """
     y, (p,) = _checked(labels, probabilities)
     _both_classes(y)
@@ -93,7 +95,7 @@ def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     """Return the mean binary cross-entropy (natural logarithm) of (S,) probabilities clipped to [1e-15, 1 - 1e-15].
 
     Raises:
-        ValueError: a value or length is wrong.
+        InputError: a value or length is wrong.
     """
     y, (p,) = _checked(labels, probabilities)
     return float(np.mean(_losses(y, p)))
@@ -103,7 +105,7 @@ def accuracy(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     """Return the share of (S,) samples predicted right; a probability of exactly 0.5 or more predicts label 1.
 
     Raises:
-        ValueError: a value or length is wrong.
+        InputError: a value or length is wrong.
     """
     y, (p,) = _checked(labels, probabilities)
     return float(np.mean(_right(y, p)))
@@ -113,7 +115,7 @@ def evaluate(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Metrics:
     """Return the three metrics of (S,) labels and probabilities.
 
     Raises:
-        ValueError: a value or length is wrong, or all labels are the same and AUC is undefined.
+        InputError: a value or length is wrong, or all labels are the same and AUC is undefined.
     """
     y, (p,) = _checked(labels, probabilities)
     _both_classes(y)
@@ -130,10 +132,10 @@ def relative_improvement(ours: float, baseline: float) -> float:
     """Return Table 2's `Rel.Impr` of two AUCs as a fraction, `ours / baseline - 1`: 0.8033 over 0.7915 is 1.49%.
 
     Raises:
-        ValueError: `baseline` is not positive.
+        InputError: `baseline` is not positive.
     """
     if not baseline > 0:
-        raise ValueError(f"a relative improvement over {baseline} is undefined")
+        raise InputError(f"a relative improvement over {baseline} is undefined")
     return ours / baseline - 1
 
 
@@ -148,7 +150,7 @@ def delong(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -
         second: (S,) probabilities of the second model.
 
     Raises:
-        ValueError: a value or length is wrong, or a class has fewer than two rows.
+        InputError: a value or length is wrong, or a class has fewer than two rows.
     """
     y, scores = _checked(labels, first, second)
     _both_classes(y, at_least=2)
@@ -164,11 +166,11 @@ def paired_t(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike)
     """Test the difference of two log losses by a paired t-test on the rows' losses; arguments as in `delong`.
 
     Raises:
-        ValueError: a value or length is wrong, or there are fewer than two rows.
+        InputError: a value or length is wrong, or there are fewer than two rows.
     """
     y, (p, q) = _checked(labels, first, second)
     if len(y) < 2:
-        raise ValueError("a paired t-test takes at least two rows")
+        raise InputError("a paired t-test takes at least two rows")
     loss = _losses(y, p) - _losses(y, q)
     error = float(np.std(loss, ddof=1) / np.sqrt(len(y)))
     return _symmetric_test(
@@ -182,7 +184,7 @@ def mcnemar(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) 
     Only rows that exactly one model predicts right count: under the hypothesis either model is as likely to be it.
 
     Raises:
-        ValueError: a value or length is wrong.
+        InputError: a value or length is wrong.
     """
     y, (p, q) = _checked(labels, first, second)
     first_right, second_right = _right(y, p), _right(y, q)
@@ -218,7 +220,7 @@ def bootstrap_users(
         seed: of the draws.
 
     Raises:
-        ValueError: a value or length is wrong, AUC is undefined, or fewer than two replicates have both classes.
+        InputError: a value or length is wrong, AUC is undefined, or fewer than two replicates have both classes.
     """
     y, (p,) = _checked(labels, probabilities)
     _both_classes(y)
@@ -252,7 +254,7 @@ def compare_auc_by_users(
         The test, and the difference with its standard error and 95% interval.
 
     Raises:
-        ValueError: a value or length is wrong, AUC is undefined, or fewer than two replicates have both classes.
+        InputError: a value or length is wrong, AUC is undefined, or fewer than two replicates have both classes.
     """
     y, (p, q) = _checked(labels, first, second)
     _both_classes(y)
@@ -294,7 +296,7 @@ class _RepeatedAuc:
 def _draws(users: int, replicates: int, seed: int) -> Iterator[Array]:
     """Yield how often every user is drawn in each replicate: `replicates` arrays (U,)."""
     if replicates < 2:
-        raise ValueError(f"replicates is {replicates}; a standard error takes at least 2")
+        raise InputError(f"replicates is {replicates}; a standard error takes at least 2")
     generator = np.random.default_rng(seed)
     for _ in range(replicates):
         yield np.bincount(generator.integers(users, size=users), minlength=users).astype(np.float64)
@@ -304,7 +306,7 @@ def _defined(table: Array) -> Array:
     """Return the (B', M) replicates without NaN."""
     kept = table[np.isfinite(table).all(axis=1)]
     if len(kept) < 2:
-        raise ValueError(f"AUC is undefined in {len(table) - len(kept)} of {len(table)} replicates: too few users")
+        raise InputError(f"AUC is undefined in {len(table) - len(kept)} of {len(table)} replicates: too few users")
     return kept
 
 
@@ -352,7 +354,7 @@ def _numbered(users: npt.ArrayLike, rows: int) -> tuple[npt.NDArray[np.intp], in
     """Return every row's user as a number below U, and U."""
     values = np.asarray(users)
     if values.shape != (rows,):
-        raise ValueError(f"users have shape {values.shape}, but there are {rows} labels")
+        raise InputError(f"users have shape {values.shape}, but there are {rows} labels")
     known, numbers = np.unique(values, return_inverse=True)
     return numbers, len(known)
 
@@ -361,20 +363,20 @@ def _checked(labels: npt.ArrayLike, *probabilities: npt.ArrayLike) -> tuple[npt.
     """Return labels as int8 and each model's probabilities as float64 after checking shapes and values."""
     y = np.asarray(labels)
     if y.ndim != 1 or not len(y):
-        raise ValueError(f"labels have shape {y.shape}; expected one value per row and at least one row")
+        raise InputError(f"labels have shape {y.shape}; expected one value per row and at least one row")
     wrong = ~np.isin(y, (0, 1))
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise ValueError(f"labels must be 0 or 1; row {row} is {y[row]} ({int(wrong.sum())} such rows)")
+        raise InputError(f"labels must be 0 or 1; row {row} is {y[row]} ({int(wrong.sum())} such rows)")
     checked = []
     for values in probabilities:
         p = np.asarray(values, dtype=np.float64)
         if p.shape != y.shape:
-            raise ValueError(f"{len(y)} labels, but probabilities of shape {p.shape}")
+            raise InputError(f"{len(y)} labels, but probabilities of shape {p.shape}")
         wrong = ~((p >= 0) & (p <= 1))  # NaN fails both comparisons
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise ValueError(f"probabilities must be in [0, 1]; row {row} is {p[row]} ({int(wrong.sum())} such rows)")
+            raise InputError(f"probabilities must be in [0, 1]; row {row} is {p[row]} ({int(wrong.sum())} such rows)")
         checked.append(p)
     return y.astype(np.int8), checked
 
@@ -383,6 +385,6 @@ def _both_classes(labels: npt.NDArray[np.int8], at_least: int = 1) -> None:
     positives = int(labels.sum())
     fewest = min(positives, len(labels) - positives)
     if not fewest:
-        raise ValueError(f"AUC is undefined: all {len(labels)} labels are {labels[0]}")
+        raise InputError(f"AUC is undefined: all {len(labels)} labels are {labels[0]}")
     if fewest < at_least:
-        raise ValueError(f"the variance of AUC is undefined with {fewest} row of one class; it takes {at_least}")
+        raise InputError(f"the variance of AUC is undefined with {fewest} row of one class; it takes {at_least}")

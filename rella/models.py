@@ -12,6 +12,7 @@ from typing import Any
 from rella.artifacts import digest
 from rella.backbones import BACKBONES, backbone_of
 from rella.digests import file_digest
+from rella.errors import InputError, MissingError
 
 TINY = Path(__file__).resolve().parent / "assets" / "tiny"
 """The stand-in LLM that ships with the package."""
@@ -54,7 +55,7 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
             own name or the hub's), else the newest.
 
     Raises:
-        FileNotFoundError: a folder without config.json or safetensors, or a hub model that cannot be reached.
+        MissingError: a folder without config.json or safetensors, or a hub model that cannot be reached.
     """
     if model == "tiny":
         return _identify_folder(TINY, "tiny")
@@ -69,10 +70,10 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
 
 def _identify_folder(folder: Path, name: str) -> ModelIdentity:
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"model folder {folder} has no config.json")
+        raise MissingError(f"model folder {folder} has no config.json")
     weights = sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern))
     if not weights:
-        raise FileNotFoundError(f"model folder {folder} has no *.safetensors (pickled weights are not loaded)")
+        raise MissingError(f"model folder {folder} has no *.safetensors (pickled weights are not loaded)")
     files = [folder / f for f in _DESCRIBING if (folder / f).exists()] + weights
     content = digest({p.name: file_digest(p) for p in files})
     return _with_config(name, str(folder), None, content, folder / "config.json")
@@ -84,7 +85,7 @@ def _identify_hub(name: str, revision: str | None) -> ModelIdentity:
     try:
         config = Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:
-        raise FileNotFoundError(
+        raise MissingError(
             f"model {name!r} is neither a preset, nor a folder, nor to be had from the hub"
             f"{f' at revision {revision}' if revision else ''} ({type(error).__name__}): "
             "give a folder with --model, or set HF_HUB_OFFLINE=1 with a filled cache, or HF_TOKEN for a gated model"
@@ -106,23 +107,23 @@ def check_adapter(folder: Path, model: ModelIdentity) -> None:
     """Verify that `folder` is an adapter of `model`; a missing adapter is never a silent zero-shot.
 
     Raises:
-        FileNotFoundError: files are missing.
-        ValueError: it was tuned on another base.
+        MissingError: files are missing.
+        InputError: it was tuned on another base.
     """
     for name in ADAPTER_FILES:
         if not (folder / name).exists():
-            raise FileNotFoundError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
+            raise MissingError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
     if (folder / BASE_FILE).exists():
         base = json.loads((folder / BASE_FILE).read_text())
         if base["digest"] != model.digest:
-            raise ValueError(
+            raise InputError(
                 f"adapter {folder} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
                 f"({model.digest[:12]}): give --model that base, or --adapter none"
             )
         return
     named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
     if named and "/" in named and not os.path.isabs(named) and named != model.source:
-        raise ValueError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
+        raise InputError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
 
 
 def adapter_identity(folder: Path) -> str:

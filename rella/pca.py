@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rella.errors import InputError
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -30,13 +32,13 @@ def fit(vectors: npt.NDArray[np.float32], dimensions: int) -> Projection:
     Keeps fewer than `dimensions` where the items do not span as many.
 
     Raises:
-        ValueError: fewer than two items, or more dimensions than D.
+        InputError: fewer than two items, or more dimensions than D.
     """
     from sklearn.decomposition import PCA
 
     n, wide = vectors.shape
     if n < 2 or not 0 < dimensions <= wide:
-        raise ValueError(f"PCA to {dimensions} dimensions of {n} vectors of {wide}: at least 2 items, at most {wide}")
+        raise InputError(f"PCA to {dimensions} dimensions of {n} vectors of {wide}: at least 2 items, at most {wide}")
     fitted = PCA(n_components=min(dimensions, n - 1), svd_solver="covariance_eigh").fit(vectors.astype(np.float64))
     components = fitted.components_
     largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]

@@ -9,6 +9,7 @@ from functools import cached_property
 from rella.artifacts import Artifact, Json, digest
 from rella.backbones import lora_targets_for
 from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Experiment, History, Mix, leaves
+from rella.errors import InputError
 from rella.models import ModelIdentity
 from rella.storage import Storage
 from rella.wording import Wording, item_part, prompt_part
@@ -77,12 +78,12 @@ class Variant:
         """Return `experiment` as this variant runs it.
 
         Raises:
-            ValueError: half of N asked for, and N is `all`.
+            InputError: half of N asked for, and N is `all`.
         """
         shots = experiment.shots
         if self.half:
             if shots == "all":
-                raise ValueError("variant half-n needs a number of --shots, not `all`")
+                raise InputError("variant half-n needs a number of --shots, not `all`")
             shots = shots // 2
         adapter = experiment.adapter if self.tuned else "none"
         return replace(experiment, mix=self.mix, history=self.history, shots=shots, adapter=adapter)
@@ -106,7 +107,7 @@ def chosen_variants(experiment: Experiment) -> list[Variant]:
     """Return the rows of Table 3 that the experiment asks for.
 
     Raises:
-        ValueError: an unknown name, with the known ones.
+        InputError: an unknown name, with the known ones.
     """
     wanted = experiment.variants
     if wanted == "auto":
@@ -114,7 +115,7 @@ def chosen_variants(experiment: Experiment) -> list[Variant]:
     names = list(VARIANTS) if wanted == "all" else [n.strip() for n in wanted.split(",")]
     unknown = [n for n in names if n not in VARIANTS]
     if unknown:
-        raise ValueError(f"variants: unknown {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+        raise InputError(f"variants: unknown {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     return [VARIANTS[n] for n in names]
 
 
@@ -122,23 +123,23 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     """Return the experiment with every `auto` that enters a key replaced by its value.
 
     Raises:
-        ValueError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 1 or above what
+        InputError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 1 or above what
             is retrieved; `lora_targets: auto` for an architecture that is not known.
     """
     e = experiment
     scored_k = e.k if e.score.k == "auto" else e.score.k
     for name, k in (("k", e.k), ("score.k", scored_k)):
         if k < 1:
-            raise ValueError(f"{name} {k}: a prompt shows at least 1 behaviour; give --{name} 1 or more")
+            raise InputError(f"{name} {k}: a prompt shows at least 1 behaviour; give --{name} 1 or more")
         if k > e.retrieve.k_max:
-            raise ValueError(f"{name} {k}: retrieval keeps {e.retrieve.k_max} behaviours; raise --retrieve.k-max")
+            raise InputError(f"{name} {k}: retrieval keeps {e.retrieve.k_max} behaviours; raise --retrieve.k-max")
     limit = model.max_positions - ANSWER_TOKENS
     tokens = limit if e.prompt.max_tokens == "auto" else e.prompt.max_tokens
     if tokens > limit:
-        raise ValueError(f"prompt.max_tokens {tokens}: {model.name} reads at most {limit} before the answer")
+        raise InputError(f"prompt.max_tokens {tokens}: {model.name} reads at most {limit} before the answer")
     dim = min(MAX_AUTO_PCA, model.hidden_size) if e.pca_dim == "auto" else e.pca_dim
     if dim != "none" and not 0 < dim <= model.hidden_size:
-        raise ValueError(f"pca_dim {dim}: {model.name} has hidden size {model.hidden_size}")
+        raise InputError(f"pca_dim {dim}: {model.name} has hidden size {model.hidden_size}")
     targets = e.tune.lora_targets
     if targets == "auto":
         targets = lora_targets_for(model.model_type)

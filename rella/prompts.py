@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rella.config import PromptConfig
+from rella.errors import InputError
 from rella.wording import Wording, fill
 
 YES, NO = "Yes", "No"
@@ -41,7 +42,7 @@ def behaviour_list(wording: Wording, names: Sequence[str], ratings: Sequence[flo
     the list early (quotes, line breaks), so that no title can break the prompt's structure.
 
     Raises:
-        ValueError: the two sequences differ in length.
+        InputError: the two sequences differ in length.
     """
     shown = (
         fill(wording.behaviour, {"name": name, "rating": rating_text(wording, rating)})
@@ -64,13 +65,13 @@ def profile_words(wording: Wording, profile: Mapping[str, str]) -> dict[str, str
     """Return what sentences about a user may name: profile fields, on one line, and words that follow from them.
 
     Raises:
-        ValueError: a profile value for which the wording has no words.
+        InputError: a profile value for which the wording has no words.
     """
     values = {name: inline(value) for name, value in profile.items()}
     for name, by_value in wording.words.items():
         found = by_value.get(profile[name])
         if found is None:
-            raise ValueError(f"{name} {profile[name]!r}: this wording knows {sorted(by_value)}")
+            raise InputError(f"{name} {profile[name]!r}: this wording knows {sorted(by_value)}")
         values |= found
     return values
 
@@ -94,7 +95,7 @@ def prompt_text(
         retrieved: whether the behaviours were retrieved (SUBR); only a `retrieved_note` makes a difference.
 
     Raises:
-        ValueError: a profile value for which the wording has no words.
+        InputError: a profile value for which the wording has no words.
     """
     words = profile_words(wording, profile)
     lines = [
@@ -210,7 +211,7 @@ def wording_for(name: str, config: PromptConfig, own: Wording | None = None) -> 
         own: the wording of a data set that a file describes.
 
     Raises:
-        ValueError: no wording has that name.
+        InputError: no wording has that name.
     """
     name = name if config.template == "auto" else config.template
     if name in WORDINGS:
@@ -218,7 +219,7 @@ def wording_for(name: str, config: PromptConfig, own: Wording | None = None) -> 
     elif own is not None:
         wording = own
     else:
-        raise ValueError(f"prompt.template: no wording {name!r}; there are {sorted(WORDINGS)}")
+        raise InputError(f"prompt.template: no wording {name!r}; there are {sorted(WORDINGS)}")
     base = "ml-1m" if name == "sample" else name
     if (base, config.variant) in VARIANTS:
         note, of_retrieved = VARIANTS[base, config.variant]
@@ -262,8 +263,8 @@ def wrapper_for(name: str) -> ChatWrapper:
     """Return a chat wrapper by name; `native`, the model's own, is `rella.lm.chat.native_wrapper`.
 
     Raises:
-        ValueError: no wrapper has that name.
+        InputError: no wrapper has that name.
     """
     if name not in WRAPPERS:
-        raise ValueError(f"no chat wrapper {name!r}; there are {sorted(WRAPPERS)}")
+        raise InputError(f"no chat wrapper {name!r}; there are {sorted(WRAPPERS)}")
     return WRAPPERS[name]

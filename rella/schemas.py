@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from rella.errors import InputError
+
 SPLITS = ("train", "valid", "test")
 """The values of a sample's `split`."""
 
@@ -91,16 +93,16 @@ def check(table: pa.Table, schema: pa.Schema, where: str) -> None:
     """Verify that `table` has `schema`'s columns and types and no nulls where none may be; more columns are allowed.
 
     Raises:
-        ValueError: names `where` and the column that is missing, mistyped or null.
+        InputError: names `where` and the column that is missing, mistyped or null.
     """
     for field in schema:
         if field.name not in table.schema.names:
-            raise ValueError(f"{where}: column {field.name!r} is missing (found {table.schema.names})")
+            raise InputError(f"{where}: column {field.name!r} is missing (found {table.schema.names})")
         column = table.column(field.name)
         if not _same_type(column.type, field.type):
-            raise ValueError(f"{where}: column {field.name!r} is {column.type}, expected {field.type}")
+            raise InputError(f"{where}: column {field.name!r} is {column.type}, expected {field.type}")
         if not field.nullable and column.null_count:
-            raise ValueError(f"{where}: column {field.name!r} has {column.null_count} null values")
+            raise InputError(f"{where}: column {field.name!r} has {column.null_count} null values")
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

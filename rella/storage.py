@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from rella.errors import InputError
+
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job, whose working directory is a copy that starts empty at every edit."""
 
@@ -23,14 +25,14 @@ def resolve_uri(uri: str | None) -> str:
     """Return the storage URI to use: `uri`, else `$RELLA_STORAGE`, else `~/rella`; folders become absolute.
 
     Raises:
-        ValueError: a relative folder inside a submitted job.
+        InputError: a relative folder inside a submitted job.
     """
     chosen = uri or os.environ.get("RELLA_STORAGE") or "~/rella"
     if "://" in chosen:
         return chosen.rstrip("/")
     path = Path(chosen).expanduser()
     if not path.is_absolute() and SUBMITTED_JOB in os.environ:
-        raise ValueError(
+        raise InputError(
             f"storage {chosen!r} is relative, and a submitted job runs in a copy of its folder that starts empty at "
             "every edit: give an absolute path or a URI such as s3://bucket/rella"
         )
@@ -76,7 +78,7 @@ class Storage:
         """Return the whole file.
 
         Raises:
-            FileNotFoundError: there is none.
+            MissingError: there is none.
         """
         with self._fs.open_input_stream(self.absolute(path), compression=None) as stream:
             return bytes(stream.read())

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from rella.errors import InputError
+
 Words = Mapping[str, Mapping[str, Mapping[str, str]]]
 """Profile field → its value → placeholder → text, e.g. the pronouns that go with a gender."""
 
@@ -51,7 +53,7 @@ def placeholders(template: str) -> frozenset[str]:
     """Return the names between braces.
 
     Raises:
-        ValueError: unbalanced braces, or more than a plain name between them.
+        InputError: unbalanced braces, or more than a plain name between them.
     """
     return frozenset(name for _, name in pieces(template) if name is not None)
 
@@ -64,15 +66,15 @@ def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     reach nothing but the fields it names. `{{` and `}}` are braces.
 
     Raises:
-        ValueError: unbalanced braces, or more than a plain name between them.
+        InputError: unbalanced braces, or more than a plain name between them.
     """
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}") from error
+        raise InputError(f"template {template!r}: {error}") from error
     for _, name, spec, conversion in parsed:
         if name is not None and (not name.isidentifier() or spec or conversion):
-            raise ValueError(f"template {template!r}: {{{name}}} is not a plain name; write {{field}}")
+            raise InputError(f"template {template!r}: {{{name}}} is not a plain name; write {{field}}")
     return tuple((text, name) for text, name, _, _ in parsed)
 
 
@@ -97,7 +99,7 @@ def check_wording(
         where: the file or data set, for messages.
 
     Raises:
-        ValueError: names the template, the placeholder and what there is, or the value without words.
+        InputError: names the template, the placeholder and what there is, or the value without words.
     """
     extra = {word for by_value in wording.words.values() for found in by_value.values() for word in found}
     user = {*profile, *extra}
@@ -116,9 +118,9 @@ def check_wording(
         try:
             odd = placeholders(getattr(wording, template) or "") - names
         except ValueError as error:
-            raise ValueError(f"{where}: wording.{template}: {error}") from error
+            raise InputError(f"{where}: wording.{template}: {error}") from error
         if odd:
-            raise ValueError(
+            raise InputError(
                 f"{where}: wording.{template} has {{{min(odd)}}}; it may use "
                 f"{', '.join(sorted(f'{{{n}}}' for n in names)) or 'no placeholder'}"
             )
@@ -129,12 +131,12 @@ def _check_words(wording: Wording, profile: Mapping[str, Iterable[str] | None], 
     """Verify that `words` is about profile fields, knows their values, and has for each what the sentences use."""
     unknown = set(wording.words) - set(profile)
     if unknown:
-        raise ValueError(f"{where}: wording.words has {min(unknown)!r}, which is no user field ({sorted(profile)})")
+        raise InputError(f"{where}: wording.words has {min(unknown)!r}, which is no user field ({sorted(profile)})")
     used = {name for template in (wording.user, wording.lead, wording.question) for name in placeholders(template)}
     for name, by_value in wording.words.items():
         without = set(profile[name] or ()) - set(by_value)
         if without:
-            raise ValueError(
+            raise InputError(
                 f"{where}: wording.words.{name} has no entry for {min(without)!r}, which users have "
                 f"({sorted(by_value)} have one; an empty cell is 'unknown'); add it, or choose another wording with "
                 "--prompt.template"
@@ -143,7 +145,7 @@ def _check_words(wording: Wording, profile: Mapping[str, Iterable[str] | None], 
         for value, found in by_value.items():
             lacking = (used & of_field) - set(found)
             if lacking:
-                raise ValueError(f"{where}: wording.words.{name}.{value} lacks {min(lacking)!r}, which a sentence uses")
+                raise InputError(f"{where}: wording.words.{name}.{value} lacks {min(lacking)!r}, which a sentence uses")
 
 
 def item_part(wording: Wording) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import rella.cli as cli
-from rella.cli import Resolved, UserError, build, flatten, nest, parse, resolve
+from rella.cli import Resolved, build, flatten, nest, parse, resolve
 from rella.config import PRESETS, Experiment, leaves
+from rella.errors import InputError
 
 JOBS = ("prepare", "embed", "retrieve", "reit", "score")
 
@@ -128,7 +129,7 @@ def test_a_wrong_flag_is_an_error(argv: list[str], capsys: pytest.CaptureFixture
     "text", ["kk: 3", "tune:\n  kk: 3", "k: many", "k: [", "tune: 3", "mix: both", "data.splitt: 1"]
 )
 def test_a_wrong_file_is_an_error(text: str, config: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises((SystemExit, UserError)) as left:
+    with pytest.raises((SystemExit, InputError)) as left:
         job("--config", config(text))
     if isinstance(left.value, SystemExit):
         assert left.value.code == 2
@@ -150,14 +151,14 @@ def test_a_wrong_file_is_an_error(text: str, config: Callable[..., str], capsys:
     ],
 )
 def test_a_wrong_call_is_an_error(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         resolve(values)
 
 
 def test_an_unknown_preset_is_an_error_in_a_call_too() -> None:
-    with pytest.raises(UserError, match=r"unknown preset 'ml-1m-n1'; there are .*ml-1m-n8192"):
+    with pytest.raises(InputError, match=r"unknown preset 'ml-1m-n1'; there are .*ml-1m-n8192"):
         resolve({}, "ml-1m-n1")
-    with pytest.raises(UserError, match="unknown preset ''"):
+    with pytest.raises(InputError, match="unknown preset ''"):
         resolve({}, "")
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(rella.__file__).resolve().parent
 JOBS = PACKAGE.parent / "jobs"
 
 CORE = {
+    "errors",
     "config",
     "cli",
     "schemas",

@@ -16,7 +16,8 @@ import pytest
 
 from rella import leases
 from rella.artifacts import Artifact
-from rella.leases import LEASE, BusyError, Lease
+from rella.errors import BusyError
+from rella.leases import LEASE, Lease
 from rella.storage import Storage
 
 OTHER_HOST = "elsewhere|boot|ns"

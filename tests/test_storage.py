@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from rella.artifacts import Artifact, ArtifactError, Manifest, list_artifacts
+from rella.artifacts import Artifact, Manifest, list_artifacts
+from rella.errors import ArtifactError
 from rella.leases import LEASE, Lease
 from rella.storage import SUBMITTED_JOB, Storage, resolve_uri
 

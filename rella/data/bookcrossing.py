@@ -21,6 +21,7 @@ import pyarrow.csv as pacsv
 
 from rella.data.files import RawFiles
 from rella.data.raw import RawDataset
+from rella.errors import InputError
 
 FILES = ("BX-Users.csv", "BX-Books.csv", "BX-Book-Ratings.csv")
 """What `read_bookcrossing` needs."""
@@ -80,8 +81,8 @@ def read_bookcrossing(files: RawFiles, strict: bool = False) -> RawDataset:
         (the ISBN), title, author, year, publisher.
 
     Raises:
-        FileNotFoundError: the archive lacks a file.
-        ValueError: a damaged archive; a wrong header; a malformed row, or one that `strict` refuses; no rating left.
+        MissingError: the archive lacks a file.
+        InputError: a damaged archive; a wrong header; a malformed row, or one that `strict` refuses; no rating left.
             Names file, row number (the header is row 1), content and remedy.
     """
     dropped: dict[str, int] = {}
@@ -186,7 +187,7 @@ def _table(files: RawFiles, name: str) -> pa.Table:
     names = _header(files, name, header)
     packed = body.encode()
     if not packed:
-        raise ValueError(f"{files.where(name)}: the file has no row. {_REMEDY}")
+        raise InputError(f"{files.where(name)}: the file has no row. {_REMEDY}")
     if not (packed.startswith(b'"') and packed.endswith(b'"')):
         raise _shape_fault(files, name, names)
     packed = packed[1:-1].replace(b'"\n"', _ROW).replace(b"\n", _BREAK).replace(_ROW, b"\n").replace(b'";"', _CELL)
@@ -219,21 +220,21 @@ def _rows(files: RawFiles, name: str) -> list[tuple[int, str]]:
     return rows
 
 
-def _message(files: RawFiles, name: str, line: int, what: str, text: str) -> ValueError:
+def _message(files: RawFiles, name: str, line: int, what: str, text: str) -> InputError:
     shown = text.replace(f'"{_NULL}"', "NULL")
-    return ValueError(f"{files.where(name)}, row {line}: {what}: {shown[:500]!r}. {_REMEDY}")
+    return InputError(f"{files.where(name)}, row {line}: {what}: {shown[:500]!r}. {_REMEDY}")
 
 
-def _fault(files: RawFiles, name: str, row: int, what: str) -> ValueError:
+def _fault(files: RawFiles, name: str, row: int, what: str) -> InputError:
     line, text = _rows(files, name)[row]
     return _message(files, name, line, what, text)
 
 
-def _refused(files: RawFiles, name: str, row: int, what: str) -> ValueError:
-    return ValueError(f"{_fault(files, name, row, what)} {_STRICT}")
+def _refused(files: RawFiles, name: str, row: int, what: str) -> InputError:
+    return InputError(f"{_fault(files, name, row, what)} {_STRICT}")
 
 
-def _shape_fault(files: RawFiles, name: str, names: list[str], error: Exception | None = None) -> ValueError:
+def _shape_fault(files: RawFiles, name: str, names: list[str], error: Exception | None = None) -> InputError:
     """Return the fault of the first row with too few or too many fields, or without its quotes."""
     for line, row in _rows(files, name):
         if row.count('";"') + 1 == len(names) and row[:1] == row[-1:] == '"':
@@ -244,7 +245,7 @@ def _shape_fault(files: RawFiles, name: str, names: list[str], error: Exception 
         columns = lines[odd].count('";"') + 1
         what = f"{columns} columns in double quotes instead of {len(names)} ({';'.join(names)})"
         return _message(files, name, line + odd, what, lines[odd])
-    return ValueError(f"{files.where(name)}: {error}. {_REMEDY}")
+    return InputError(f"{files.where(name)}: {error}. {_REMEDY}")
 
 
 def _integers(files: RawFiles, name: str, table: pa.Table, column: str) -> npt.NDArray[np.int64]:
@@ -344,5 +345,5 @@ def _known(files: RawFiles, rows: dict[str, pa.Array], strict: bool, dropped: di
         keep &= ~unknown
         dropped[f"ratings of unknown {name}s"] = int(unknown.sum())
     if not keep.any():
-        raise ValueError(f"{files.where(_RATINGS)}: no rating has a user of {_USERS} and a book of {_BOOKS}. {_REMEDY}")
+        raise InputError(f"{files.where(_RATINGS)}: no rating has a user of {_USERS} and a book of {_BOOKS}. {_REMEDY}")
     return keep

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rella.data.files import RawFiles
 from rella.data.raw import RawDataset
 from rella.dataset_file import DatasetFile, InteractionColumns
+from rella.errors import InputError
 from rella.schemas import SPLITS
 
 _CSV = re.compile(r"\.(csv|tsv|txt)(\.gz)?$")
@@ -35,8 +36,8 @@ class _Table:
     header: int
     """Rows before the first one: 1 in CSV, so that an error names the line that an editor shows."""
 
-    def fault(self, row: int, what: str, remedy: str) -> ValueError:
-        return ValueError(f"{self.where}, row {row + 1 + self.header}: {what}. {remedy}")
+    def fault(self, row: int, what: str, remedy: str) -> InputError:
+        return InputError(f"{self.where}, row {row + 1 + self.header}: {what}. {remedy}")
 
     def text(self, column: str) -> pa.ChunkedArray:
         """Return a column as strings, nulls kept; lists joined with commas."""
@@ -69,7 +70,7 @@ def read_own(described: DatasetFile, files: RawFiles, strict: bool = True) -> Ra
         The interactions in file order. `users` and `items` have the described fields as text, null as `unknown`.
 
     Raises:
-        ValueError: a missing column, an empty or repeated id, a value that is no number, time, label or split; names
+        InputError: a missing column, an empty or repeated id, a value that is no number, time, label or split; names
             file, row, column and remedy.
     """
     items = _entities(
@@ -124,10 +125,10 @@ def _read(files: RawFiles, name: str, columns: Sequence[str]) -> _Table:
                 file.seek(0)
                 return _Table(pq.read_table(file, columns=columns), where, 0)
             except pa.ArrowInvalid as error:
-                raise ValueError(f"{where}: not a readable Parquet file ({error}). Write it again.") from error
+                raise InputError(f"{where}: not a readable Parquet file ({error}). Write it again.") from error
     kind = _CSV.search(name)
     if kind is None:
-        raise ValueError(f"{where}: files are .csv, .tsv (also .gz) or .parquet")
+        raise InputError(f"{where}: files are .csv, .tsv (also .gz) or .parquet")
     parse = pacsv.ParseOptions(delimiter="," if kind[1] == "csv" else "\t", newlines_in_values=True)
     convert = pacsv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=["", "NULL", "null"]
@@ -142,7 +143,7 @@ def _read(files: RawFiles, name: str, columns: Sequence[str]) -> _Table:
             return _Table(pacsv.read_csv(source, read, parse, convert), where, 1)
     except (pa.ArrowInvalid, EOFError, OSError) as error:
         remedy = "Save the file as UTF-8" if "UTF8" in str(error) else "Repair the row; there must be a header row"
-        raise ValueError(f"{where}: {error}. {remedy}.") from error
+        raise InputError(f"{where}: {error}. {remedy}.") from error
 
 
 @contextmanager
@@ -154,12 +155,12 @@ def _text(files: RawFiles, name: str, packed: str | None) -> Iterator[Any]:
 def _need(columns: Sequence[str], there: Sequence[str], where: str) -> None:
     missing = [name for name in columns if name not in there]
     if missing and len(there) == 1 and re.search("[,;|\t]", there[0]):
-        raise ValueError(
+        raise InputError(
             f"{where}: the header {there[0]!r} is one column; .csv files are separated by commas, .tsv files by tabs. "
             "Save it with that separator."
         )
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{where}: no column {missing[0]!r}; there are {', '.join(there)}. Correct it in the YAML file."
         )
 

@@ -17,6 +17,8 @@ from typing import BinaryIO, Never
 
 from tqdm import tqdm
 
+from rella.errors import RellaError
+
 CHUNK = 1 << 20
 """The most bytes read at once."""
 
@@ -51,7 +53,7 @@ ARCHIVES: dict[str, Archive] = {
 """The archives that may be downloaded, by data set."""
 
 
-class DownloadError(RuntimeError):
+class DownloadError(RellaError, RuntimeError):
     """A download that cannot go on; the message names the URL, the file and the remedy."""
 
 

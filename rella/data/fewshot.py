@@ -23,6 +23,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from rella.errors import InputError
+
 Mix = Literal["original", "retrieved", "mixed"]
 """What a training set is made of: samples with recent behaviours, with retrieved ones (SUBR), or both (ReiT, §3.3)."""
 
@@ -60,7 +62,7 @@ def few_shot(sample_ids: npt.NDArray[np.int64], n: int | Literal["all"] | None, 
         seed: of the order.
 
     Raises:
-        ValueError: `n` is below 1 or above S, or an id occurs twice.
+        InputError: `n` is below 1 or above S, or an id occurs twice.
     """
     return subset(sample_ids, n, seed, "train")
 
@@ -74,11 +76,11 @@ def subset(
     """
     ids = np.sort(np.asarray(sample_ids, dtype=np.int64))
     if (ids[1:] == ids[:-1]).any():
-        raise ValueError(f"sample id {ids[1:][ids[1:] == ids[:-1]][0]} occurs twice among the {purpose} samples")
+        raise InputError(f"sample id {ids[1:][ids[1:] == ids[:-1]][0]} occurs twice among the {purpose} samples")
     if n is None or n == "all":
         return ids
     if not 1 <= n <= len(ids):
-        raise ValueError(
+        raise InputError(
             f"{n} {purpose} samples are asked for, but there are {len(ids)}; take 1 to {len(ids)}, or 'all'"
         )
     if n == len(ids):
@@ -95,13 +97,13 @@ def training_rows(ids: npt.NDArray[np.int64], mix: Mix) -> tuple[npt.NDArray[np.
         mix: `original` and `retrieved` give N rows, `mixed` 2N, every original followed by its retrieved twin.
 
     Raises:
-        ValueError: `mix` is none of the three.
+        InputError: `mix` is none of the three.
     """
     ids = np.asarray(ids, dtype=np.int64)
     if mix == "mixed":
         return np.repeat(ids, 2), np.tile([False, True], len(ids))
     if mix not in get_args(Mix):
-        raise ValueError(f"mix {mix!r} is none of {list(get_args(Mix))}")
+        raise InputError(f"mix {mix!r} is none of {list(get_args(Mix))}")
     return ids, np.full(len(ids), mix == "retrieved")
 
 
@@ -115,8 +117,8 @@ def twins_identical(ends: npt.NDArray[np.integer], k: int) -> float:
         k: K of the paper, how many behaviours a prompt shows.
 
     Raises:
-        ValueError: there is no sample.
+        InputError: there is no sample.
     """
     if not len(ends):
-        raise ValueError("the share of identical twins is undefined without samples")
+        raise InputError("the share of identical twins is undefined without samples")
     return float(np.mean(np.asarray(ends) <= k))

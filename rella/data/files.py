@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rella.digests import file_digest, remembered
+from rella.errors import InputError, MissingError
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class RawFiles:
         """Return a file's content.
 
         Raises:
-            FileNotFoundError: the archive has no such file.
-            ValueError: a truncated or damaged archive.
+            MissingError: the archive has no such file.
+            InputError: a truncated or damaged archive.
         """
         with self.open(name) as file:
             return file.read()
@@ -42,8 +43,8 @@ class RawFiles:
         """Open a file for reading, without unpacking an archive.
 
         Raises:
-            FileNotFoundError: the archive has no such file.
-            ValueError: a truncated or damaged archive.
+            MissingError: the archive has no such file.
+            InputError: a truncated or damaged archive.
         """
         if self.place.is_dir():
             with (self.place / name).open("rb") as file:
@@ -53,7 +54,7 @@ class RawFiles:
             with zipfile.ZipFile(self.place) as archive, archive.open(self._member(archive, name)) as member:
                 yield member  # type: ignore[misc]
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.place}: a truncated or damaged zip archive ({error}; {self.place.stat().st_size:,} bytes). "
                 "Delete it and download it again."
             ) from error
@@ -71,7 +72,7 @@ class RawFiles:
     def _member(self, archive: zipfile.ZipFile, name: str) -> str:
         found = [member for member in archive.namelist() if member.rpartition("/")[2] == name]
         if not found:
-            raise FileNotFoundError(f"{self.place}: no {name} in the archive, which must hold {', '.join(self.names)}.")
+            raise MissingError(f"{self.place}: no {name} in the archive, which must hold {', '.join(self.names)}.")
         return found[0]
 
 
@@ -85,24 +86,24 @@ def locate(dataset: str, names: Sequence[str], path: Path | str, archive: str | 
         archive: name of the official archive; `<dataset>.zip` where it is None.
 
     Raises:
-        FileNotFoundError: there is no such path, or a file is missing; names it and the remedy.
-        ValueError: a truncated or damaged archive.
+        MissingError: there is no such path, or a file is missing; names it and the remedy.
+        InputError: a truncated or damaged archive.
     """
     path = Path(path).expanduser()
     remedy = f"Name the folder that holds {', '.join(names)}, or the archive, with --raw-dir."
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder. {remedy}")
+        raise MissingError(f"{path}: no such file or folder. {remedy}")
     if path.is_dir():
         folders = [folder for folder in (path, path / dataset) if any((folder / n).is_file() for n in names)]
         packed = path / (archive or f"{dataset}.zip")
         if not folders and not packed.is_file():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"{path}: neither {', '.join(names)} nor {dataset}/ nor {packed.name} is in this folder. {remedy}"
             )
         if folders:
             missing = [name for name in names if not (folders[0] / name).is_file()]
             if missing:
-                raise FileNotFoundError(f"{folders[0] / missing[0]}: the file is missing. {remedy}")
+                raise MissingError(f"{folders[0] / missing[0]}: the file is missing. {remedy}")
             return RawFiles(folders[0], tuple(names))
         path = packed
     files = RawFiles(path, tuple(names))

@@ -11,6 +11,7 @@ import pyarrow.csv as pacsv
 
 from rella.data.files import RawFiles
 from rella.data.raw import RawDataset
+from rella.errors import InputError
 
 FILES = ("users.dat", "movies.dat", "ratings.dat")
 """What `read_ml1m` needs."""
@@ -90,8 +91,8 @@ def read_ml1m(files: RawFiles, strict: bool = True) -> RawDataset:
         title, genre (the first listed), genres (list of strings).
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a row is malformed or, if `strict`, points to an unknown user or movie; names file, row number and
+        MissingError: a file is missing.
+        InputError: a row is malformed or, if `strict`, points to an unknown user or movie; names file, row number and
             remedy.
     """
     user_ids, users = _parse_users(files.read("users.dat"), files.where("users.dat"))
@@ -132,8 +133,8 @@ def _rows(data: bytes, where: str, columns: str) -> list[list[str]]:
     return rows
 
 
-def _fault(where: str, row: int, what: str) -> ValueError:
-    return ValueError(f"{where}, row {row + 1}: {what}. {_REMEDY}")
+def _fault(where: str, row: int, what: str) -> InputError:
+    return InputError(f"{where}, row {row + 1}: {what}. {_REMEDY}")
 
 
 def _ids(cells: list[str], where: str, name: str) -> npt.NDArray[np.int64]:
@@ -210,10 +211,10 @@ def _parse_ratings(data: bytes, where: str) -> dict[str, npt.NDArray[np.int64]]:
     return columns
 
 
-def _rating_fault(data: bytes, where: str, error: Exception) -> ValueError:
+def _rating_fault(data: bytes, where: str, error: Exception) -> InputError:
     """Return the fault of the first malformed line: the fast parser does not say where it stopped."""
     if not data:
-        return ValueError(f"{where}: the file has no rating. {_REMEDY}")
+        return InputError(f"{where}: the file has no rating. {_REMEDY}")
     for row, line in enumerate(data.split(b"\n")):
         cells = line.removesuffix(b"\r").split(b"::")
         text = line.removesuffix(b"\r").decode("latin-1")
@@ -221,7 +222,7 @@ def _rating_fault(data: bytes, where: str, error: Exception) -> ValueError:
             return _fault(where, row, f"{len(cells)} columns instead of 4 ({_RATING_COLUMNS}): {text!r}")
         if not all(_INTEGER.fullmatch(cell) for cell in cells):
             return _fault(where, row, f"a column is not an integer ({_RATING_COLUMNS}): {text!r}")
-    return ValueError(f"{where}: {error}. {_REMEDY}")
+    return InputError(f"{where}: {error}. {_REMEDY}")
 
 
 def _known(
@@ -240,11 +241,11 @@ def _known(
         if strict:
             row = int(np.argmax(unknown))
             what = f"{name} {ids[row]} is not in {name}s.dat"
-            raise ValueError(
+            raise InputError(
                 f"{_fault(where, row, what)} `--data.strict false` leaves such ratings out and counts them."
             )
         keep &= ~unknown
         dropped[f"ratings of unknown {name}s"] = int(unknown.sum())
     if not keep.any():
-        raise ValueError(f"{where}: no rating has a user of users.dat and a movie of movies.dat. {_REMEDY}")
+        raise InputError(f"{where}: no rating has a user of users.dat and a movie of movies.dat. {_REMEDY}")
     return keep, dropped

@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 
 from rella.data.files import RawFiles
 from rella.data.raw import RawDataset
+from rella.errors import InputError
 
 FILES = ("movies.csv", "ratings.csv")
 """What `read_ml25m` needs."""
@@ -55,8 +56,8 @@ def read_ml25m(files: RawFiles, strict: bool = True) -> RawDataset:
         (the first listed), genres (list of strings).
 
     Raises:
-        FileNotFoundError: the archive lacks a file.
-        ValueError: a damaged archive; a wrong header; a row that is malformed or, if `strict`, points to an unknown
+        MissingError: the archive lacks a file.
+        InputError: a damaged archive; a wrong header; a row that is malformed or, if `strict`, points to an unknown
             movie; no rating left. Names file, row number (the header is row 1), content and remedy.
     """
     movie_ids, movies = _parse_movies(files)
@@ -71,7 +72,7 @@ def read_ml25m(files: RawFiles, strict: bool = True) -> RawDataset:
         columns = {name: column[keep] for name, column in columns.items()}
         movie = movie.drop_null()
     if not len(movie):
-        raise ValueError(f"{files.where(_RATINGS)}: no rating of a movie of {_MOVIES}. {_REMEDY}")
+        raise InputError(f"{files.where(_RATINGS)}: no rating of a movie of {_MOVIES}. {_REMEDY}")
 
     rated = np.bincount(movie.to_numpy(), minlength=len(movie_ids)) > 0
     user = pa.array(columns.pop("userId"))
@@ -95,11 +96,11 @@ def _numbered(name: str, ids: npt.NDArray[np.int32], more: pa.Table) -> pa.Table
     return pa.table([*columns, *more.columns], schema=pa.schema([*fields, *more.schema]))
 
 
-def _fault(where: str, row: int, what: str) -> ValueError:
-    return ValueError(f"{where}, row {row}: {what}. {_REMEDY}")
+def _fault(where: str, row: int, what: str) -> InputError:
+    return InputError(f"{where}, row {row}: {what}. {_REMEDY}")
 
 
-def _header_fault(where: str, found: str, wanted: list[str]) -> ValueError:
+def _header_fault(where: str, found: str, wanted: list[str]) -> InputError:
     return _fault(where, 1, f"the header {','.join(wanted)} is missing; the row is {found[:200]!r}")
 
 
@@ -145,7 +146,7 @@ def _parse_movies(files: RawFiles) -> tuple[npt.NDArray[np.int32], pa.Table]:
             raise _fault(where, row, f"an empty genre in {listed!r}: {cells!r}")
         rows[int(number)] = (title, genres)
     if not rows:
-        raise ValueError(f"{where}: the file has no movie. {_REMEDY}")
+        raise InputError(f"{where}: the file has no movie. {_REMEDY}")
     ids = sorted(rows)
     titles, genres_of = zip(*(rows[number] for number in ids), strict=True)
     schema = pa.schema(
@@ -186,12 +187,12 @@ def _parse_ratings(files: RawFiles) -> Columns:
     except pa.ArrowInvalid as error:
         raise _rating_fault(files, error) from error
     if not parts["rating"]:
-        raise ValueError(f"{files.where(_RATINGS)}: the file has no rating. {_REMEDY}")
+        raise InputError(f"{files.where(_RATINGS)}: the file has no rating. {_REMEDY}")
     # One column at a time, so that only one exists twice.
     return {name: np.concatenate(parts.pop(name)) for name in types}
 
 
-def _rating_fault(files: RawFiles, error: Exception | None = None, listed: frozenset[int] | None = None) -> ValueError:
+def _rating_fault(files: RawFiles, error: Exception | None = None, listed: frozenset[int] | None = None) -> InputError:
     """Return the fault of the first row that is malformed, or whose movie is not `listed`.
 
     The file is read once more, line by line: the fast parser neither says where it stopped nor checks the levels.
@@ -214,8 +215,8 @@ def _rating_fault(files: RawFiles, error: Exception | None = None, listed: froze
                 return _fault(where, row, f"{what}: {text!r}")
             if listed is not None and int(cells[1]) not in listed:
                 fault = _fault(where, row, f"movie {cells[1]} is not in {_MOVIES}: {text!r}")
-                return ValueError(f"{fault} `--data.strict false` leaves such ratings out and counts them.")
-    return ValueError(f"{where}: {error}. {_REMEDY}")
+                return InputError(f"{fault} `--data.strict false` leaves such ratings out and counts them.")
+    return InputError(f"{where}: {error}. {_REMEDY}")
 
 
 def _wrong(cells: list[str]) -> str | None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from rella.config import History
 from rella.data.selection import Chosen
 from rella.data.tables import Histories
+from rella.errors import InputError
 from rella.prompts import ChatWrapper, Display, names_of, prompt_text
 from rella.wording import Wording
 
@@ -58,11 +59,11 @@ class Neighbours:
         """Return the K most similar behaviours' positions in chronological order.
 
         Raises:
-            KeyError: the sample was not retrieved for.
+            InputError: the sample was not retrieved for.
         """
         row = int(np.searchsorted(self.sample_id, sample_id))
         if row == len(self.sample_id) or self.sample_id[row] != sample_id:
-            raise KeyError(f"sample {sample_id} has no neighbours: run retrieve with --retrieve.samples all")
+            raise InputError(f"sample {sample_id} has no neighbours: run retrieve with --retrieve.samples all")
         start = int(self.offsets[row])
         stop = min(start + k, int(self.offsets[row + 1]))
         return np.sort(self.positions[start:stop])
@@ -122,10 +123,10 @@ def questions(
     """Return each sample's question with its K most recent or K retrieved behaviours.
 
     Raises:
-        ValueError: retrieved behaviours are asked for without neighbours.
+        InputError: retrieved behaviours are asked for without neighbours.
     """
     if history == "retrieved" and neighbours is None:
-        raise ValueError("retrieved behaviours need the neighbours of a retrieve stage")
+        raise InputError("retrieved behaviours need the neighbours of a retrieve stage")
     found = neighbours if history == "retrieved" else None
     return [
         catalogue.question(int(u), int(i), int(e), None if found is None else found.top(int(s), k), k)

@@ -13,6 +13,7 @@ from scipy import sparse
 from rella.config import DataConfig
 from rella.data.raw import RawDataset
 from rella.data.tables import Tables
+from rella.errors import InputError
 from rella.schemas import INTERACTIONS, SAMPLES, SPLITS
 
 RANK = pa.field("rank", pa.int32(), nullable=False)
@@ -36,7 +37,7 @@ def assemble(raw: RawDataset, rules: DataConfig) -> Tables:
         position within the user. The samples have `RANK` as an extra column.
 
     Raises:
-        ValueError: a column's length or range is wrong, a share is negative, no sample is left, or rules that do not
+        InputError: a column's length or range is wrong, a share is negative, no sample is left, or rules that do not
             go together; names the rule.
     """
     _check(raw, rules)
@@ -57,7 +58,7 @@ def assemble(raw: RawDataset, rules: DataConfig) -> Tables:
         if codes is not None:
             kept &= codes[row] >= 0
     if not kept.any():
-        raise ValueError(
+        raise InputError(
             f"no sample is left: no user has more than {rules.min_history} ratings; lower --data.min-history"
         )
     split, rank = _splits(raw, rules, row, by_user, kept)
@@ -85,21 +86,21 @@ def _check(raw: RawDataset, rules: DataConfig) -> None:
     for name, rows in (("user", raw.users), ("item", raw.items)):
         values = getattr(raw, name)
         if len(values) != ratings:
-            raise ValueError(f"{name}: {len(values)} values for {ratings} ratings")
+            raise InputError(f"{name}: {len(values)} values for {ratings} ratings")
         if ratings and not 0 <= values.min() <= values.max() < len(rows):
-            raise ValueError(f"{name}: values {values.min()}..{values.max()}, but the table has {len(rows)} rows")
+            raise InputError(f"{name}: values {values.min()}..{values.max()}, but the table has {len(rows)} rows")
     if len(raw.timestamp) != ratings:
-        raise ValueError(f"timestamp: {len(raw.timestamp)} values for {ratings} ratings")
+        raise InputError(f"timestamp: {len(raw.timestamp)} values for {ratings} ratings")
     if not np.isfinite(raw.rating).all():
-        raise ValueError(f"rating: row {int(np.argmin(np.isfinite(raw.rating)))} is not a number")
+        raise InputError(f"rating: row {int(np.argmin(np.isfinite(raw.rating)))} is not a number")
     if rules.min_history < 0:
-        raise ValueError(f"data.min_history is {rules.min_history}; it must be at least 0")
+        raise InputError(f"data.min_history is {rules.min_history}; it must be at least 0")
     if min(rules.split) < 0 or sum(rules.split) == 0:
-        raise ValueError(f"data.split is {rules.split}; its parts must be non-negative and not all 0")
+        raise InputError(f"data.split is {rules.split}; its parts must be non-negative and not all 0")
     if rules.split_by == "column" and raw.split is None:
-        raise ValueError("data.split_by column: the data has no split column; say `time` or `user`")
+        raise InputError("data.split_by column: the data has no split column; say `time` or `user`")
     if rules.split_by == "time" and rules.order == "shuffle":
-        raise ValueError("data.split_by time: shuffled behaviours have no time; say --data.split-by user")
+        raise InputError("data.split_by time: shuffled behaviours have no time; say --data.split-by user")
 
 
 def _chronological(raw: RawDataset) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from rella.config import Experiment
 from rella.data.fewshot import Purpose, few_shot, subset
 from rella.data.tables import column
+from rella.errors import InputError
 from rella.schemas import SPLITS
 
 
@@ -65,7 +66,7 @@ def split_subset(samples: pa.Table, split: Purpose, n: int | Literal["all"], rul
     """Return the ids of a split's few-shot set (train) or subset of `n`, ascending; nested over `n`.
 
     Raises:
-        ValueError: fewer than `n` samples.
+        InputError: fewer than `n` samples.
     """
     ids = split_ids(samples, split)
     if n != "all" and (split == "train" or (rule.authors == "ml-25m" and split == "test")) and rule.authors is not None:
@@ -80,7 +81,7 @@ def _authors_subset(samples: pa.Table, split: Purpose, n: int, rule: SubsetRule)
     pool = 70_000 if split == "test" else AUTHORS_POOLS.get(rule.authors or "", 70_000)
     pool = min(pool, len(ids))
     if not 1 <= n <= pool:
-        raise ValueError(
+        raise InputError(
             f"{n} {split} samples are asked for, but `data.subsets: authors` draws {pool}; take 1 to {pool}"
         )
     if rule.authors == "ml-25m":
@@ -95,13 +96,13 @@ def choose(samples: pa.Table, ids: npt.NDArray[np.int64]) -> Chosen:
     """Return the columns of the samples `ids` (ascending).
 
     Raises:
-        KeyError: an id that is not among the samples.
+        InputError: an id that is not among the samples.
     """
     known = column(samples, "sample_id")
     rows = np.searchsorted(known, ids)
     missing = (rows == len(known)) | (known[np.minimum(rows, len(known) - 1)] != ids)
     if missing.any():
-        raise KeyError(f"sample {ids[int(np.argmax(missing))]} is not in the data set")
+        raise InputError(f"sample {ids[int(np.argmax(missing))]} is not in the data set")
     taken = samples.take(pa.array(rows))
     label = column(taken, "label").astype(np.float64)
     return Chosen(column(taken, "sample_id"), column(taken, "user"), column(taken, "item"), column(taken, "end"), label)
@@ -111,7 +112,7 @@ def wanted_ids(samples: pa.Table, wanted: str, rule: SubsetRule) -> npt.NDArray[
     """Return the ids that `retrieve.samples` names: `all`, or e.g. `train:2048,valid:2000,test:5000`; ascending.
 
     Raises:
-        ValueError: an unknown split, or a count that is no number or too large.
+        InputError: an unknown split, or a count that is no number or too large.
     """
     if wanted == "all":
         return column(samples, "sample_id")
@@ -119,7 +120,7 @@ def wanted_ids(samples: pa.Table, wanted: str, rule: SubsetRule) -> npt.NDArray[
     for entry in wanted.split(","):
         split, _, count = entry.strip().partition(":")
         if split not in SPLITS or (count and not count.isdigit()):
-            raise ValueError(f"retrieve.samples {wanted!r}: {entry!r} is not `train`, `valid` or `test` with `:N`")
+            raise InputError(f"retrieve.samples {wanted!r}: {entry!r} is not `train`, `valid` or `test` with `:N`")
         purpose: Purpose = split  # type: ignore[assignment]
         chosen.append(split_subset(samples, purpose, int(count) if count else "all", rule))
     return np.unique(np.concatenate(chosen))

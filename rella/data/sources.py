@@ -54,9 +54,9 @@ class Source:
         """Return the original files, downloading the official archive where no folder is given.
 
         Raises:
-            FileNotFoundError: the folder or one of the files in it is missing.
+            MissingError: the folder or one of the files in it is missing.
             DownloadError: no archive to be had.
-            ValueError: a damaged archive.
+            InputError: a damaged archive.
         """
         if self.own is not None:
             return locate(self.own.name, self.own.files, self.raw_dir or Path(self.file or "").expanduser().parent)
@@ -73,7 +73,7 @@ class Source:
         artifact; `sample` by the constants of its world; one's own data by the columns that are read as well.
 
         Raises:
-            FileNotFoundError: `raw_dir` or one of the files in it is missing.
+            MissingError: `raw_dir` or one of the files in it is missing.
         """
         if self.dataset == "sample":
             return {"world": digest([asdict(SAMPLE_WORLD), CATALOGUE_SEED])}
@@ -87,7 +87,7 @@ class Source:
         """Read the original files, or make `sample`.
 
         Raises:
-            ValueError: a file that breaks its format; names file, row and remedy.
+            InputError: a file that breaks its format; names file, row and remedy.
         """
         if self.dataset == "sample":
             return sample_dataset(config.sample_seed, config.sample_users)
@@ -99,7 +99,7 @@ class Source:
         """Return how the data set is put into words under `experiment.prompt`.
 
         Raises:
-            ValueError: no such wording.
+            InputError: no such wording.
         """
         return wording_for(self.dataset, experiment.prompt, None if self.own is None else self.own.words())
 

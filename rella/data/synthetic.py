@@ -19,6 +19,7 @@ import pyarrow as pa
 from rella.data.movielens import FIELDS
 from rella.data.raw import RawDataset
 from rella.data.synthetic_words import AGES, GENRES, OCCUPATIONS, SEQUELS, WORDS
+from rella.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -84,7 +85,7 @@ def sample_dataset(seed: int = SAMPLE_SEED, users: int = 400, world: World = SAM
         world: how they rate and watch.
 
     Raises:
-        ValueError: `users` is below 1.
+        InputError: `users` is below 1.
     """
     return _dataset(np.random.default_rng([seed, 0]), users, world, "u")
 
@@ -100,7 +101,7 @@ def pretraining_dataset(
         world: how they rate and watch.
 
     Raises:
-        ValueError: `users` is below 1.
+        InputError: `users` is below 1.
     """
     return _dataset(np.random.default_rng([seed, 1]), users, world, "p")
 
@@ -173,7 +174,7 @@ def _article(rng: np.random.Generator, name: str) -> str:
 
 def _dataset(rng: np.random.Generator, users: int, world: World, prefix: str) -> RawDataset:
     if users < 1:
-        raise ValueError(f"a data set needs at least 1 user, not {users}")
+        raise InputError(f"a data set needs at least 1 user, not {users}")
     movies = catalogue()
     profile, group_taste = _profiles(rng, users, world)
     counts = rng.integers(world.shortest, world.longest + 1, users)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rella.errors import InputError
 from rella.schemas import INTERACTIONS, ITEMS, SAMPLES, SPLITS, USERS, check
 
 
@@ -73,7 +74,7 @@ class Tables:
         are free for (user, item) pairs to be scored.
 
         Raises:
-            ValueError: names the table, the first row that breaks the contract and what is wrong.
+            InputError: names the table, the first row that breaks the contract and what is wrong.
         """
         for table, schema, name in (
             (self.users, USERS, "users"),
@@ -95,7 +96,7 @@ class Tables:
         _refuse(count < 0, "users", "count is negative", count)
         _refuse(offset != np.cumsum(count) - count, "users", "offset is not the sum of the counts before it", offset)
         if count.sum() != len(item):
-            raise ValueError(f"users: the counts sum to {count.sum()}, but there are {len(item)} interactions")
+            raise InputError(f"users: the counts sum to {count.sum()}, but there are {len(item)} interactions")
         _refuse(_outside(item, len(self.items)), "interactions", f"item is not in 0..{len(self.items) - 1}", item)
         _refuse(~np.isfinite(rating), "interactions", "rating is not a number", rating)
         earlier = np.zeros(len(item), dtype=bool)
@@ -122,7 +123,7 @@ class Tables:
         for name, values in (("label", [0, 1]), ("split", list(SPLITS))):
             found = set(pc.unique(self.samples.column(name)).drop_null().to_pylist())
             if not found <= set(values):
-                raise ValueError(f"samples: {name} {sorted(found - set(values))} is none of {values}")
+                raise InputError(f"samples: {name} {sorted(found - set(values))} is none of {values}")
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -144,4 +145,4 @@ def _outside(rows: npt.NDArray[Any], size: int) -> npt.NDArray[np.bool_]:
 def _refuse(wrong: npt.NDArray[np.bool_], table: str, what: str, values: npt.NDArray[Any]) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise ValueError(f"{table}: {what} in row {row}, where it is {values[row]} ({int(wrong.sum())} rows in all)")
+        raise InputError(f"{table}: {what} in row {row}, where it is {values[row]} ({int(wrong.sum())} rows in all)")

@@ -41,9 +41,7 @@ class Shared:
     @staticmethod
     def load(data: Artifact, neighbours: Artifact | None = None) -> Shared:
         """Start loading; returns at once."""
-        return Shared(
-            _load_tables.remote(data), None if neighbours is None else _load_neighbours.remote(neighbours)
-        )
+        return Shared(_load_tables.remote(data), None if neighbours is None else _load_neighbours.remote(neighbours))
 
     def fetch_tables(self) -> Tables:
         """Return the tables, in a worker: views into shared memory."""

@@ -1,35 +1,40 @@
-"""What every script in `jobs/` does around its one call: parse, show the configuration, run, sum up in one JSON line."""
+"""What every script in `jobs/` does around its one call: parse, show the configuration, run, sum up in a JSON line."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from rella.artifacts import Artifact, ArtifactError, Json
-from rella.cli import Resolved, UserError, parse, resolve
+from rella.artifacts import Artifact, Json
+from rella.cli import Resolved, parse, resolve
 from rella.config import DATASETS
 from rella.data.facts import checks, table1_text
 from rella.data.tables import column
 from rella.dist.run import Runner
-from rella.leases import BusyError
+from rella.errors import ArtifactError, InputError, RellaError, WorkerError
 from rella.metrics import BootstrapEstimates, bootstrap_users
 from rella.pipeline import Pipeline, Variant, chosen_variants
 from rella.report.tables import METRICS, Row, table3
 
 Figures = dict[str, Json]
 
-EXPECTED = (UserError, ArtifactError, BusyError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
-"""Errors that end a job with their message alone."""
+MOST_LINES = 12
+"""Of the text of an error that the program does not know."""
 
 
 def main(name: str, description: str, action: Callable[[Runner], Figures], argv: Sequence[str] | None = None) -> int:
-    """Run one job and return its exit status; the last line of output is a JSON object with its figures."""
+    """Run one job and return its exit status; the last line of output is a JSON object with its figures.
+
+    0: done; 1: something that the user can mend; 2: a wrong flag; 3: a fault of the program; 130: interrupted.
+    """
     started = time.monotonic()
     try:
         resolved = parse(argv, f"jobs/{name}.py", description)
@@ -37,14 +42,9 @@ def main(name: str, description: str, action: Callable[[Runner], Figures], argv:
         with Runner(resolved.experiment) as runner:
             figures = show_job(runner, resolved.show) if resolved.show else action(runner)
     except Exception as error:
-        from rella.dist.session import root_cause
-
-        cause = root_cause(error)
-        if not isinstance(cause, EXPECTED) or os.environ.get("RELLA_DEBUG"):
+        if os.environ.get("RELLA_DEBUG"):
             raise
-        message = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
-        print(f"\n{name}: {message}\n(RELLA_DEBUG=1 shows where it happened)", file=sys.stderr)
-        return 1
+        return _explain(name, error)
     except KeyboardInterrupt:
         print(f"\n{name}: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -53,6 +53,28 @@ def main(name: str, description: str, action: Callable[[Runner], Figures], argv:
     summary = {"job": name, "dataset": e.dataset, "model": e.model, **figures, "seconds": seconds}
     print(json.dumps(summary), flush=True)
     return 0
+
+
+def _explain(name: str, error: Exception) -> int:
+    """Print one screen about an error and return the exit status; the traceback of a fault goes to a file."""
+    from rella.dist.session import explained
+
+    known = explained(error)
+    if isinstance(known, RellaError) and not (isinstance(known, WorkerError) and not known.ours):
+        print(f"\n{name}: {known}\n(RELLA_DEBUG=1 shows where it happened)", file=sys.stderr)
+        return 1
+    lines = (str(known) or type(known).__name__).splitlines()
+    shown = "\n".join(lines[:MOST_LINES] + ["..."] * (len(lines) > MOST_LINES))
+    kind = "" if isinstance(known, WorkerError) else f"{type(known).__name__}: "
+    trace = "".join(traceback.format_exception(error)) + getattr(known, "trace", "")
+    with tempfile.NamedTemporaryFile("w", prefix=f"rella-{name}-", suffix=".log", delete=False) as file:
+        file.write(trace)
+    print(
+        f"\n{name}: unexpected {kind}{shown}\nThis is a fault of the program or of its environment, and not of what "
+        f"you asked for; the same command goes on where it was. Traceback: {file.name}",
+        file=sys.stderr,
+    )
+    return 3
 
 
 def _announce(resolved: Resolved) -> None:
@@ -126,7 +148,7 @@ def reit_job(runner: Runner) -> Figures:
     """The main job: the rows of Table 3 that are asked for, for every seed."""
     experiment, variants = runner.experiment, chosen_variants(runner.experiment)
     if experiment.adapter != "auto":
-        raise UserError(f"--adapter {experiment.adapter}: jobs/reit.py tunes adapters; score one with jobs/score.py")
+        raise InputError(f"--adapter {experiment.adapter}: jobs/reit.py tunes adapters; score one with jobs/score.py")
     runs = {v.name: _by_seed(runner, v) for v in variants}
     pipelines = [p for by_seed in runs.values() for p in by_seed]
     runner.run(pipelines)
@@ -151,12 +173,12 @@ def estimates(runner: Runner, pipeline: Pipeline) -> BootstrapEstimates:
     """Return a run's metrics on all scored rows, with their spread over users.
 
     Raises:
-        ValueError: samples without labels, or all of one class.
+        InputError: samples without labels, or all of one class.
     """
     scores = pipeline.score.artifact(runner.storage).read()
     missing = scores.column("label").null_count
     if missing:
-        raise ValueError(f"{missing} of the {len(scores)} scored samples have no label: metrics are undefined")
+        raise InputError(f"{missing} of the {len(scores)} scored samples have no label: metrics are undefined")
     users = pipeline.prepare.artifact(runner.storage).read("users", ["offset"])
     # A sample of the data set is the row of its target among the interactions, which are sorted by user.
     user = np.searchsorted(column(users, "offset"), column(scores, "sample_id"), side="right")

@@ -18,6 +18,7 @@ from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Exp
 from rella.data.facts import dataset_facts
 from rella.data.samples import assemble
 from rella.data.sources import Source, table1_row
+from rella.errors import InputError
 from rella.leases import Lease
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
 from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, resolve_auto, resolved_autos, settings
@@ -53,11 +54,11 @@ def check_both_labels(facts: Mapping[str, Json]) -> None:
     """Verify that a data set has samples of both labels.
 
     Raises:
-        ValueError: all labels are equal.
+        InputError: all labels are equal.
     """
     positives = sum(int(facts[f"{split}_positives"]) for split in ("train", "valid", "test"))
     if positives in (0, facts["samples"]):
-        raise ValueError(
+        raise InputError(
             f"all {facts['samples']:,} samples have the label {int(positives > 0)}, there is nothing to tell apart; "
             "change the label rule (--data.positive-above) or add samples of the other label"
         )
@@ -72,7 +73,7 @@ def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> N
         until: the last stage that will run.
 
     Raises:
-        ValueError: more shots or rows than samples, an empty split, or all labels equal; names the flag.
+        InputError: more shots or rows than samples, an empty split, or all labels equal; names the flag.
     """
     e = pipeline.experiment
     asked: list[tuple[str, str, int | str]] = []
@@ -83,11 +84,11 @@ def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> N
     for flag, split, n in asked:
         there, positives = int(facts[split]), int(facts[f"{split}_positives"])
         if there == 0:
-            raise ValueError(f"{flag}: the {split} split is empty; give it a share with --data.split")
+            raise InputError(f"{flag}: the {split} split is empty; give it a share with --data.split")
         if n != "all" and not 1 <= int(n) <= there:
-            raise ValueError(f"{flag} {n}: the {split} split has {there:,} samples; give 1 to {there}, or `all`")
+            raise InputError(f"{flag} {n}: the {split} split has {there:,} samples; give 1 to {there}, or `all`")
         if positives in (0, there):
-            raise ValueError(
+            raise InputError(
                 f"{flag}: all {there:,} samples of the {split} split have the label {int(positives > 0)}, there is "
                 "nothing to tell apart; change the label rule (--data.positive-above) or the data"
             )
@@ -126,7 +127,7 @@ class Runner:
         """Make the first stage where it is missing and return it; no model is looked at.
 
         Raises:
-            ValueError: the wording does not go with the data set's fields.
+            InputError: the wording does not go with the data set's fields.
         """
         stage = prepare_stage(self.experiment, self.raw)
         job = Job(stage, stage.artifact(self.storage), self.experiment)
@@ -142,8 +143,8 @@ class Runner:
         """Return the stages of an experiment on this runner's data and model.
 
         Raises:
-            FileNotFoundError: `adapter` names a folder that is not a PEFT adapter.
-            ValueError: it was tuned on another base.
+            MissingError: `adapter` names a folder that is not a PEFT adapter.
+            InputError: it was tuned on another base.
         """
         adapter = None
         if experiment.adapter not in ("auto", "none"):
@@ -156,7 +157,7 @@ class Runner:
         """Make every stage of the pipelines up to `until` that is not there; those that are there are taken.
 
         Raises:
-            ValueError, RuntimeError: a stage failed; the message says which and what to do.
+            RellaError: a stage failed; the message says which and what to do.
         """
         autos = resolved_autos(self.experiment, resolve_auto(self.experiment, self.model))
         self.say("auto      " + " ".join(f"{name}={value}" for name, value in autos.items()))

@@ -1,4 +1,4 @@
-"""The scoring stage (§2.3) as a batch job: any base, any adapter or none, on a pool of actors that hold the base once."""
+"""The scoring stage (§2.3) as a batch job: any base, any adapter or none, on a pool that holds the base."""
 
 from __future__ import annotations
 
@@ -127,7 +127,11 @@ class ScoreWorker:
             task = self.tasks[number]
             tables = task.shared.fetch_tables()
             chosen = scored_samples(tables, task.experiment)
-            self.tables[number] = catalogue_of(tables, task.wording, self._reader(task).display), chosen, task.shared.fetch_neighbours()
+            self.tables[number] = (
+                catalogue_of(tables, task.wording, self._reader(task).display),
+                chosen,
+                task.shared.fetch_neighbours(),
+            )
         return self.tables[number]
 
     def _with_adapter(self, number: int) -> Any:  # noqa: ANN401 - transformers is untyped here
@@ -151,7 +155,11 @@ def _count(tables: Tables, experiment: Experiment) -> int:
 def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources) -> list[list[Part]]:
     """Score every task's samples in one pool; return the parts by task."""
     counts: list[int] = ray.get([_count.remote(t.shared.tables, t.experiment) for t in tasks])
-    shards = [s for n, (t, rows) in enumerate(zip(tasks, counts, strict=True)) for s in cut(n, rows, t.experiment.score.shard_rows)]
+    shards = [
+        s
+        for n, (t, rows) in enumerate(zip(tasks, counts, strict=True))
+        for s in cut(n, rows, t.experiment.score.shard_rows)
+    ]
     with RemoteProgress("score", sum(counts), "prompts") as progress:
         setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
         kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import ray
 
 from rella.config import ClusterConfig
 from rella.digests import cache_folder
+from rella.errors import ClusterError, RellaError
 from rella.progress import Bar
 from rella.storage import SUBMITTED_JOB, Storage
 
@@ -43,7 +45,7 @@ def resources(config: ClusterConfig, at_most: int | None = None) -> Resources:
     """Return how many workers a stage gets on the connected cluster.
 
     Raises:
-        ValueError: more is asked for than the cluster has; says what is missing.
+        ClusterError: more is asked for than the cluster has; says what is missing.
     """
     have = ray.cluster_resources()
     gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
@@ -58,7 +60,7 @@ def resources(config: ClusterConfig, at_most: int | None = None) -> Resources:
     if workers * config.cpus_per_worker > cpus:
         missing.append(f"{workers * config.cpus_per_worker} CPUs where the cluster has {cpus}")
     if workers < 1 or missing:
-        raise ValueError(
+        raise ClusterError(
             f"cluster.workers {config.workers}: needs {' and '.join(missing) or 'at least one'}; "
             "lower --cluster.workers or --cluster.cpus_per_worker, or add nodes"
         )
@@ -169,6 +171,39 @@ def root_cause(error: BaseException) -> BaseException:
     return root_cause(below) if isinstance(below, BaseException) else error
 
 
+_MEMORY = "lower --cluster.workers, --score.batch-tokens, --embed.batch-tokens or --tune.micro-batch-rows"
+
+_LOST = {
+    "OutOfMemoryError": f"a worker ran out of memory (the node's or the card's): {_MEMORY}, or use larger nodes",
+    "NodeDiedError": "a node of the cluster died: start the same command again, which goes on where it was",
+    "ActorDiedError": "a worker died again and again: look at its node's memory and logs, then start the same command "
+    "again, which goes on where it was",
+    "ObjectLostError": "what a node held in memory was lost with it: start the same command again, which goes on where "
+    "it was",
+    "RaySystemError": "the connection to Ray was lost: start the same command again, which goes on where it was",
+}
+
+
+def explained(error: BaseException) -> BaseException:
+    """Return what went wrong as one of our own errors where it is known, else the root cause itself."""
+    cause = root_cause(error)
+    if isinstance(cause, RellaError):
+        return cause
+    kinds = [k.__name__ for k in type(cause).__mro__ if k.__module__.startswith(("ray.", "torch"))]
+    lost = next((_LOST[k] for k in kinds if k in _LOST), None)
+    if lost is None:
+        return cause
+    return ClusterError(f"{lost} ({type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:200]})")
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Return a worker's error as the arguments of `WorkerError`, fit for JSON."""
+    known = explained(error)
+    ours = isinstance(known, RellaError)
+    message = str(known) if ours else f"{type(known).__name__}: {known}"
+    return {"message": message, "trace": traceback.format_exc(), "ours": ours}
+
+
 def _quiet_data() -> None:
     from ray.data import DataContext
 
@@ -187,7 +222,7 @@ def check_shared(storage: Storage) -> None:
     """Verify that every node of the cluster sees the storage: written here, read there.
 
     Raises:
-        ValueError: names the node that does not.
+        ClusterError: names the node that does not.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -200,7 +235,7 @@ def check_shared(storage: Storage) -> None:
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if not ray.get(_sees.options(scheduling_strategy=there).remote(storage, probe)):
-                raise ValueError(
+                raise ClusterError(
                     f"storage {storage.uri} is not shared: node {node['NodeManagerAddress']} does not see what this "
                     "one wrote; give a folder on a network mount or a URI such as s3://bucket/rella with --storage"
                 )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,24 +17,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from rella.artifacts import Artifact, Part
-from rella.dist.session import Resources, without_actor_notice
+from rella.dist.session import Resources, failure, without_actor_notice
+from rella.errors import WorkerError
 
 _COLUMNS = ("task", "shard", "shards", "start", "stop")
 
 MIN_SHARDS = 8
 """Small work is cut too, so that every worker gets some."""
 MIN_ROWS = 64
-
-
-class WorkerError(RuntimeError):
-    """What a worker raised, with its traceback as text."""
-
-    def __init__(self, message: str, trace: str) -> None:
-        super().__init__(message)
-        self.trace = trace
-
-    def __str__(self) -> str:
-        return self.args[0] + (f"\n{self.trace}" if os.environ.get("RELLA_DEBUG") else "")
 
 
 @dataclass(frozen=True)
@@ -125,8 +113,8 @@ def _run(worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resource
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
             for *numbers, outcome in zip(*(batch[c] for c in (*_COLUMNS, "outcome")), strict=True):
                 found = json.loads(outcome)
-                if "error" in found:
-                    raise WorkerError(found["error"], found["trace"])
+                if "message" in found:
+                    raise WorkerError(**found)
                 made[Shard(*(int(n) for n in numbers))] = Part(**found["part"])
     return made
 
@@ -143,7 +131,7 @@ class _ShardActor:
             worker, setup = ray.cloudpickle.loads(packed)
             self.worker = worker(**setup)
         except Exception as error:
-            self.failed = _failure(error)
+            self.failed = json.dumps(failure(error))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         shards = [Shard(**{n: int(batch[n][i]) for n in _COLUMNS}) for i in range(len(batch["task"]))]
@@ -155,8 +143,4 @@ class _ShardActor:
         try:
             return json.dumps({"part": asdict(self.worker.run(shard))})
         except Exception as error:
-            return _failure(error)
-
-
-def _failure(error: Exception) -> str:
-    return json.dumps({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
+            return json.dumps(failure(error))

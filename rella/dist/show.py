@@ -8,8 +8,8 @@ from rella.artifacts import Artifact
 from rella.data.questions import Neighbours, Question, questions
 from rella.data.selection import SubsetRule, choose, split_subset
 from rella.dist.dataset import catalogue_of, read_tables
-from rella.pipeline import Pipeline
 from rella.models import ModelIdentity
+from rella.pipeline import Pipeline
 from rella.prompts import answer_text, item_text, shown_fields
 from rella.wording import Wording
 

@@ -21,7 +21,8 @@ from rella.data.selection import Chosen, SubsetRule, choose, split_ids, split_su
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.score import ADAPTER
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources, root_cause
+from rella.dist.session import RemoteProgress, Resources, root_cause
+from rella.errors import InputError
 from rella.models import BASE_FILE, ModelIdentity
 from rella.wording import Wording
 
@@ -71,10 +72,11 @@ def _material(
     for flag in sorted(set(flags.tolist())):
         asked = questions(catalogue, shots, "retrieved" if flag else "recent", neighbours, e.k)
         twins[flag] = [
-            Row(prompt, answers[int(label)])
-            for prompt, label in zip(encoder.encode(asked), shots.label, strict=True)
+            Row(prompt, answers[int(label)]) for prompt, label in zip(encoder.encode(asked), shots.label, strict=True)
         ]
-    rows = [twins[flag][place] for place, flag in zip(np.searchsorted(shots.sample_id, ids), flags.tolist(), strict=True)]
+    rows = [
+        twins[flag][place] for place, flag in zip(np.searchsorted(shots.sample_id, ids), flags.tolist(), strict=True)
+    ]
     prompts = encoder.encode(questions(catalogue, valid, e.history, neighbours, e.k))
     facts = {
         "shots": len(shots),
@@ -94,15 +96,15 @@ def check_labels(samples: Chosen, what: str, remedy: str) -> None:
     """Verify that samples are labelled and of both classes.
 
     Raises:
-        ValueError: none, unlabelled ones, or all labels equal; says what to do.
+        InputError: none, unlabelled ones, or all labels equal; says what to do.
     """
     if not len(samples):
-        raise ValueError(f"there are no {what}: give the split a share with --data.split")
+        raise InputError(f"there are no {what}: give the split a share with --data.split")
     unlabelled = int(np.isnan(samples.label).sum())
     if unlabelled:
-        raise ValueError(f"{unlabelled} of the {len(samples)} {what} have no label")
+        raise InputError(f"{unlabelled} of the {len(samples)} {what} have no label")
     if samples.label.min() == samples.label.max():
-        raise ValueError(f"all {len(samples)} {what} have the label {int(samples.label[0])}: {remedy}")
+        raise InputError(f"all {len(samples)} {what} have the label {int(samples.label[0])}: {remedy}")
 
 
 def validation_samples(tables: Tables, experiment: Experiment) -> Chosen:
@@ -110,7 +112,10 @@ def validation_samples(tables: Tables, experiment: Experiment) -> Chosen:
     e = experiment
     there = len(split_ids(tables.samples, e.tune.select_on))
     wanted = min(int(e.tune.valid_rows), there)
-    return choose(tables.samples, split_subset(tables.samples, e.tune.select_on, wanted, SubsetRule.of(e)) if wanted else np.zeros(0, np.int64))
+    return choose(
+        tables.samples,
+        split_subset(tables.samples, e.tune.select_on, wanted, SubsetRule.of(e)) if wanted else np.zeros(0, np.int64),
+    )
 
 
 def _setup_process(cpus: int) -> None:
@@ -250,7 +255,13 @@ def tune(
         )
     total = sum(_epochs(t.experiment) * found["rows"] for t, found in zip(tasks, facts, strict=True))
     with RemoteProgress("tune", total, "rows") as progress:
-        config = {"tasks": list(tasks), "materials": materials, "model": model, "cpus": resources.cpus, "progress": progress.handle}
+        config = {
+            "tasks": list(tasks),
+            "materials": materials,
+            "model": model,
+            "cpus": resources.cpus,
+            "progress": progress.handle,
+        }
         _launch(config, tasks[0].artifact, resources)
     outcomes = []
     for task in tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rella.backbones import backbone_of
+from rella.errors import InputError
 from rella.prompts import ChatWrapper
 
 _PROMPT, _ANSWER = "PROMPTSTANDSHERE", "ANSWERSTANDSHERE"
@@ -24,7 +25,7 @@ def native_wrapper(tokenizer: Any, source: str) -> ChatWrapper:  # noqa: ANN401 
         source: its hub name or folder.
 
     Raises:
-        ValueError: there is no template, or it does not render one user's message as it is.
+        InputError: there is no template, or it does not render one user's message as it is.
     """
     backbone = backbone_of(source)
     if backbone is not None and backbone.native is not None:
@@ -41,13 +42,13 @@ def _split(tokenizer: Any, source: str) -> tuple[str, str, str]:  # noqa: ANN401
     """Render the tokenizer's template around a stand-in: what is before it, after it, and then before the answer."""
     remedy = "take --prompt.wrapper vicuna or plain"
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{source} has no conversation template of its own: {remedy}")
+        raise InputError(f"{source} has no conversation template of its own: {remedy}")
     try:
         pieces = _render(tokenizer, answered=False).split(_PROMPT)
     except Exception as error:  # whatever a template that was written elsewhere can raise
-        raise ValueError(f"the conversation template of {source} fails ({error}): {remedy}") from error
+        raise InputError(f"the conversation template of {source} fails ({error}): {remedy}") from error
     if len(pieces) != 2:
-        raise ValueError(
+        raise InputError(
             f"the conversation template of {source} prints the user's message {len(pieces) - 1}×: {remedy}"
         )
     before, opening = pieces

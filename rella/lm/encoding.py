@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from rella.data.questions import Question
+from rella.errors import InputError
 from rella.prompts import ChatWrapper
 from rella.wording import Wording
 
@@ -34,7 +35,7 @@ class PromptEncoder:
         """Return each wrapped prompt's token ids, int32, at most `max_tokens`.
 
         Raises:
-            ValueError: a prompt that is too long without any behaviour; names the target.
+            InputError: a prompt that is too long without any behaviour; names the target.
         """
         texts = [q.text(self.wording, self.wrapper) for q in questions]
         encoded = [np.asarray(ids, dtype=np.int32) for ids in self.tokenizer(texts)["input_ids"]] if texts else []
@@ -54,7 +55,7 @@ class PromptEncoder:
             else:
                 low = skip + 1
         if len(best) > self.max_tokens:
-            raise ValueError(
+            raise InputError(
                 f"the prompt for {question.target[:60]!r} has over {self.max_tokens} tokens even without behaviours: "
                 "lower --prompt.title-chars or choose a model with a longer context"
             )

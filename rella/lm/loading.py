@@ -13,6 +13,7 @@ import torch
 
 from rella.backbones import backbone_of
 from rella.config import Precision
+from rella.errors import InputError
 from rella.models import ModelIdentity, check_adapter
 from rella.prompts import ChatWrapper, answer_text
 
@@ -97,25 +98,25 @@ def answers_for(tokenizer: Any, wrapper: ChatWrapper) -> Answers:  # noqa: ANN40
     """Return the answers' tokens behind a wrapped prompt.
 
     Raises:
-        ValueError: prompt and answer do not tokenise as one after the other, or Yes and No share their first token;
+        InputError: prompt and answer do not tokenise as one after the other, or Yes and No share their first token;
             the logits of two words could then not be compared at one position.
     """
     prompt = wrapper.wrap("You should ONLY tell me yes or no.")
     before: list[int] = tokenizer(prompt)["input_ids"]
     if tokenizer.eos_token_id is not None and before[-1] == tokenizer.eos_token_id:
-        raise ValueError("this tokenizer ends every text with its end token: turn add_eos_token off")
+        raise InputError("this tokenizer ends every text with its end token: turn add_eos_token off")
     found: list[tuple[int, ...]] = []
     for label in (1, 0):
         whole: list[int] = tokenizer(prompt + wrapper.separator + answer_text(label))["input_ids"]
         if whole[: len(before)] != before:
-            raise ValueError(
+            raise InputError(
                 f"with wrapper {wrapper.name!r} this tokenizer merges the end of the prompt with {answer_text(label)!r}"
             )
         found.append(tuple(whole[len(before) :]))
     yes, no = found
     for word, tokens in (("Yes", yes), ("No", no)):
         if tokenizer.decode([tokens[0]]).strip() != word:
-            raise ValueError(
+            raise InputError(
                 f"{word!r} is not one token behind wrapper {wrapper.name!r}: {tokens}; try another wrapper"
             )
     return Answers(yes, no)
@@ -129,12 +130,12 @@ def check_answer_ids(answers: Answers, source: str) -> None:
         source: the model's hub name.
 
     Raises:
-        ValueError: the tokenizer is not the one that belongs to this model, or was converted wrongly.
+        InputError: the tokenizer is not the one that belongs to this model, or was converted wrongly.
     """
     backbone = backbone_of(source)
     if backbone is None or backbone.answer_ids is None or answers.pair == backbone.answer_ids:
         return
-    raise ValueError(
+    raise InputError(
         f"the tokenizer of {source} gives Yes and No as tokens {answers.pair}, but in its vocabulary they are "
         f"{backbone.answer_ids}: delete its tokenizer from the hub's cache, or install sentencepiece and protobuf"
     )
@@ -144,8 +145,8 @@ def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noq
     """Return `base` with the PEFT adapter in `folder`; `detach_adapter` gives the base back.
 
     Raises:
-        FileNotFoundError: no PEFT folder with safetensors.
-        ValueError: an adapter of another base, or one whose weights do not fit.
+        MissingError: no PEFT folder with safetensors.
+        InputError: an adapter of another base, or one whose weights do not fit.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -155,13 +156,13 @@ def attach_adapter(base: Any, folder: Path, model: ModelIdentity) -> Any:  # noq
         with quiet_libraries():
             tuned = PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"adapter {folder} does not fit {model.name}: {error}") from error
+        raise InputError(f"adapter {folder} does not fit {model.name}: {error}") from error
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         # PEFT only warns of weights that it does not find, and leaves these layers without effect.
         odd = set(file.keys()) ^ set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     if odd:
         tuned.unload()
-        raise ValueError(
+        raise InputError(
             f"adapter {folder} does not fit {model.name}: {len(odd)} weights do not match, e.g. {min(odd)}"
         )
     return tuned

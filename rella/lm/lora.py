@@ -10,6 +10,7 @@ from torch import nn
 
 from rella.backbones import lora_targets_for
 from rella.config import TuneConfig
+from rella.errors import InputError
 
 _FUSED = "query_key_value"
 """Falcon's projection of queries, keys and values in one."""
@@ -22,7 +23,7 @@ def add_lora(base: Any, config: TuneConfig, seed: int) -> Any:  # noqa: ANN401 -
     the other backbones (they share the layer's A).
 
     Raises:
-        ValueError: the model has no module of a name in `lora_targets`, or `auto` does not know its architecture.
+        InputError: the model has no module of a name in `lora_targets`, or `auto` does not know its architecture.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -86,7 +87,7 @@ def _check_targets(base: Any, targets: Sequence[str]) -> None:  # noqa: ANN401
     missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
     if missing or not targets:
         linear = sorted({n.rpartition(".")[2] for n, module in base.named_modules() if isinstance(module, nn.Linear)})
-        raise ValueError(
+        raise InputError(
             f"this {base.config.model_type} model has no modules {', '.join(missing) or '(none named)'}: give "
             f"--tune.lora-targets names of its linear layers ({', '.join(linear)})"
         )

@@ -48,7 +48,7 @@ class Reader:
         """Return the answers' tokens, which do not depend on where the blank before them is counted.
 
         Raises:
-            ValueError: "Yes" or "No" is not one token behind the prompt, or not the one known for this model.
+            InputError: "Yes" or "No" is not one token behind the prompt, or not the one known for this model.
         """
         found = answers_for(self.tokenizer, self._template)
         if self._template.separator == " ":

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rella.errors import InputError
 from rella.prompts import ML_1M, NO, WRAPPERS, YES, item_text, profile_words
 from rella.wording import fill
 
@@ -50,7 +51,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 2048) -> PreTrained
         vocabulary: tokens in all, special tokens and fixed sentences included.
 
     Raises:
-        ValueError: " Yes" or " No" did not become one token, so Eq. 2 could not be read off one position.
+        InputError: " Yes" or " No" did not become one token, so Eq. 2 could not be read off one position.
     """
     sentences = fixed_sentences()
     tokenizer = Tokenizer(models.BPE())
@@ -76,7 +77,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 2048) -> PreTrained
     )
     for word in (YES, NO):
         if len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) != 1:
-            raise ValueError(f"' {word}' is more than one token: the corpus lacks it or the vocabulary is too small")
+            raise InputError(f"' {word}' is more than one token: the corpus lacks it or the vocabulary is too small")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=2048
     )

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rella.config import Precision, TuneConfig
+from rella.errors import InputError
 from rella.lm.encoding import Ids, pad_right
 from rella.lm.scoring import causal_lm, finished
 
@@ -137,11 +138,11 @@ class Tuner:
         """Train up to `max_epochs`, keep the weights of the epoch with the best validation AUC, and return the course.
 
         Raises:
-            ValueError: no rows.
+            InputError: no rows.
             FloatingPointError: a loss that is not finite.
         """
         if not self.rows:
-            raise ValueError("no training rows: --shots is 0 or the training split is empty")
+            raise InputError("no training rows: --shots is 0 or the training split is empty")
         self._start()
         result, best, since_best = TuneResult(), -math.inf, 0
         kept: dict[str, torch.Tensor] = {}

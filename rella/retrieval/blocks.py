@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rella.config import Distance
 from rella.data.tables import Histories
+from rella.errors import InputError
 from rella.retrieval.measures import CODES, Floats, error_bound, prepare, similarity
 
 BLOCK = 512
@@ -50,10 +51,10 @@ def top_k(
         offsets (S + 1,) int64 and positions (offsets[-1],) int32: sample s has positions[offsets[s] : offsets[s + 1]].
 
     Raises:
-        ValueError: K below 1, or a vector that is not finite.
+        InputError: K below 1, or a vector that is not finite.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: at least one behaviour must be retrieved")
+        raise InputError(f"k is {k}: at least one behaviour must be retrieved")
     ready = prepare(vectors, distance)
     offsets = np.zeros(len(user) + 1, dtype=np.int64)
     np.cumsum(np.minimum(end, k), out=offsets[1:])

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rella.config import Distance
+from rella.errors import InputError
 
 COSINE, DOT, L2, L1 = 0, 1, 2, 3
 CODES: dict[Distance, int] = {"cosine": COSINE, "dot": DOT, "l2": L2, "l1": L1}
@@ -33,7 +34,7 @@ def prepare(vectors: Floats, distance: Distance) -> Floats:
         distance: the measure; a zero vector has cosine 0 with everything.
 
     Raises:
-        ValueError: a value that is not finite or too large to be squared, with the item's number.
+        InputError: a value that is not finite or too large to be squared, with the item's number.
     """
     wide = vectors.astype(np.float64)
     norms = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
@@ -41,7 +42,7 @@ def prepare(vectors: Floats, distance: Distance) -> Floats:
     longest = np.inf if distance == "cosine" else LONGEST
     bad = np.flatnonzero(~(norms[:, 0] < longest))
     if bad.size:
-        raise ValueError(
+        raise InputError(
             f"item {bad[0]}: its vector is not finite or longer than {longest:.0e} ({bad.size} such items): embed again"
         )
     if distance != "cosine":

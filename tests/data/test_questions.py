@@ -16,6 +16,7 @@ from rella.data.raw import RawDataset
 from rella.data.samples import assemble
 from rella.data.selection import Chosen, choose
 from rella.data.tables import Histories
+from rella.errors import InputError
 from rella.prompts import ML_1M, ML_25M, WRAPPERS, Display, prompt_text
 from rella.schemas import neighbours as neighbours_schema
 
@@ -103,7 +104,7 @@ def test_top_is_sorted_by_position_and_bounded() -> None:
 
 @pytest.mark.parametrize("sample", [0, 8, 16])
 def test_a_sample_without_neighbours_is_an_error_not_an_empty_history(sample: int) -> None:
-    with pytest.raises(KeyError, match=f"sample {sample} has no neighbours"):
+    with pytest.raises(InputError, match=f"sample {sample} has no neighbours"):
         Neighbours.from_table(TABLE).top(sample, 3)
 
 
@@ -119,7 +120,7 @@ def test_neighbours_of_several_parts() -> None:
     assert [found.top(s, 9).tolist() for s in (9, 12, 15)] == [[0, 1], [0], []]
     cut = Neighbours.from_table(TABLE.slice(1, 2))
     assert [cut.top(s, 9).tolist() for s in (9, 12)] == [[0, 1], [0]]
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError):
         cut.top(7, 1)
 
 

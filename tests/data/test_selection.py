@@ -11,6 +11,7 @@ import pytest
 from rella.config import DataConfig, Experiment
 from rella.data.fewshot import few_shot, subset
 from rella.data.selection import SubsetRule, choose, split_ids, split_subset, wanted_ids
+from rella.errors import InputError
 from rella.schemas import SAMPLES
 
 ROWS = 300
@@ -114,13 +115,13 @@ def test_rows_of_the_chosen_are_views() -> None:
 @pytest.mark.parametrize("missing", [-1, 10_001])
 def test_an_unknown_sample_is_named(missing: int) -> None:
     asked = np.sort(np.append(IDS[:3], missing))
-    with pytest.raises(KeyError, match=f"sample {missing} is not in the data set"):
+    with pytest.raises(InputError, match=f"sample {missing} is not in the data set"):
         choose(TABLE, asked)
 
 
 def test_an_id_between_two_others_is_unknown() -> None:
     gap = int(next(i for i in range(int(IDS[0]), 10_000) if i not in set(IDS.tolist())))
-    with pytest.raises(KeyError, match=f"sample {gap} "):
+    with pytest.raises(InputError, match=f"sample {gap} "):
         choose(TABLE, np.array([gap]))
 
 
