@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from rella.artifacts import MANIFEST, Artifact, list_artifacts
 from rella.config import CHOICES, DATASETS, LISTS, MODELS, PRESETS
-from rella.errors import ArtifactError
-from rella.leases import is_held
+from rella.errors import ArtifactError, BusyError, RellaError
+from rella.leases import holders, is_held
 from rella.storage import Storage, resolve_uri
 
 JOBS = {
@@ -51,7 +51,7 @@ def ls(storage: Storage) -> int:
         total += size
         made = f"{artifact.manifest().created}  {artifact.manifest().seconds:>9.1f} s" if now == "done" else ""
         print(f"{artifact.path:<{width}}  {now:<10}  {readable_size(size):>9}  {made}".rstrip())
-    print(f"{len(found)} artifacts, {readable_size(total)} in {storage.uri}")
+    print(f"{len(found)} artifacts, {readable_size(total)} in {storage.shown()}")
     return 0
 
 
@@ -63,7 +63,7 @@ def _chosen(storage: Storage, names: Sequence[str]) -> list[Artifact]:
         short = name.removeprefix(storage.uri).strip("/")
         hits = [a for a in found if a.path == short or a.path.startswith(f"{short}/") or a.path.endswith(f"-{short}")]
         if not hits:
-            raise ArtifactError(f"no artifact {name!r} in {storage.uri}: `python -m rella ls` lists them")
+            raise ArtifactError(f"no artifact {name!r} in {storage.shown()}: `python -m rella ls` lists them")
         chosen += [a for a in hits if a not in chosen]
     return chosen
 
@@ -80,11 +80,28 @@ def show(storage: Storage, names: Sequence[str], verify: bool) -> int:
     return 0
 
 
-def clean(storage: Storage, names: Sequence[str], unfinished: bool, yes: bool) -> int:
-    """Delete artifacts after asking; `unfinished` takes all that no manifest vouches for and no driver works on."""
+def _refuse_held(artifacts: Sequence[Artifact]) -> None:
+    for artifact in artifacts:
+        for name in holders(artifact):
+            raise BusyError(
+                f"{artifact.where()} is being made by another driver ({name}): wait until it has ended, or delete it "
+                "all the same with --force"
+            )
+
+
+def clean(storage: Storage, names: Sequence[str], unfinished: bool, yes: bool, force: bool = False) -> int:
+    """Delete artifacts after asking; `unfinished` takes all that no manifest vouches for and no driver works on.
+
+    Raises:
+        ArtifactError: a name that no artifact has.
+        BusyError: a driver works on one of them, and `force` is off.
+    """
     chosen = _chosen(storage, names)
     if unfinished:
-        chosen += [a for a in list_artifacts(storage) if state(a) in ("unfinished", "damaged") and a not in chosen]
+        left = [a for a in list_artifacts(storage) if state(a) in ("unfinished", "damaged") and not is_held(a)]
+        chosen += [a for a in left if a not in chosen]
+    if not force:
+        _refuse_held(chosen)
     if not chosen:
         print("nothing to delete: name artifacts, or give --unfinished")
         return 0
@@ -94,6 +111,9 @@ def clean(storage: Storage, names: Sequence[str], unfinished: bool, yes: bool) -
         print("kept")
         return 1
     for artifact in chosen:
+        if not force:
+            # A driver may have come while the question stood.
+            _refuse_held([artifact])
         storage.delete(artifact.path)
     print(f"deleted {len(chosen)}")
     return 0
@@ -111,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     away.add_argument("names", nargs="*", metavar="ARTIFACT", help="path, its beginning, or the 12 hex digits")
     away.add_argument("--unfinished", action="store_true", help="all that are unfinished or damaged")
     away.add_argument("--yes", action="store_true", help="do not ask")
+    away.add_argument("--force", action="store_true", help="those named even while a driver works on them")
     commands.add_parser("jobs", help="list the scripts in jobs/")
     commands.add_parser("presets", help="list data sets, models, named settings and what the paper varies")
     return parser
@@ -132,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return ls(storage)
         if options.command == "show":
             return show(storage, options.names, options.verify)
-        return clean(storage, options.names, options.unfinished, options.yes)
-    except (ArtifactError, OSError, ValueError) as error:
+        return clean(storage, options.names, options.unfinished, options.yes, options.force)
+    except (RellaError, OSError, ValueError) as error:
         print(f"rella: {error}", file=sys.stderr)
         return 1
 

@@ -9,15 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,10 @@ from rella.storage import Storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+INTENT = "stage.json"
+"""What an unfinished folder is going to hold: key and configuration."""
+LEASES = "lease"
+"""Where drivers say that they are at work; not part of an artifact."""
 _PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet$")
 _SEAL = b"rella-sha256:"
 _NO_SEAL = _SEAL + b"0" * 64
@@ -107,7 +107,7 @@ class Manifest:
         Raises:
             ArtifactError: not JSON, a wrong checksum, or of another format.
         """
-        remedy = "delete the artifact with `python -m rella clean` and run the job again"
+        remedy = f"start the job again with --restart {_stage_of(where)}"
         try:
             body = json.loads(data)
             checksum = body.pop("checksum")
@@ -129,9 +129,14 @@ class Artifact:
     key: str = ""
     """64 hex digits; empty where the artifact was opened by its path alone."""
 
+    @property
+    def stage(self) -> str:
+        """The stage that makes it, from its place `<dataset>/<stage>/<slug>`."""
+        return _stage_of(f"{self.path}/")
+
     def where(self, name: str = "") -> str:
         """Return the artifact (or a file of it) as a user would type it."""
-        return self.storage.where(f"{self.path}/{name}" if name else self.path)
+        return self.storage.shown(f"{self.path}/{name}" if name else self.path)
 
     @cached_property
     def _manifest_file(self) -> str:
@@ -201,14 +206,56 @@ class Artifact:
         facts = json.loads(stamp.get(b"rella.facts", b"{}"))
         return Part(name, found.num_rows, len(data), hashlib.sha256(data).hexdigest(), facts)
 
-    def finish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest, which makes the artifact readable, and drop files that it does not list."""
-        listed = {f"{self.path}/{p.name}" for p in manifest.parts}
-        for path in self.storage.list(f"{self.path}/parts", recursive=True):
-            if path not in listed:
+    def is_vouched_for(self) -> bool:
+        """Return whether there is a manifest that can be read; a damaged one vouches for nothing."""
+        try:
+            return self.is_complete()
+        except ArtifactError:
+            return False
+
+    def begin(self, config: Mapping[str, Json]) -> None:
+        """Say what this folder is going to hold, before its first part.
+
+        Raises:
+            ArtifactError: it is unfinished work of another configuration; names what differs.
+        """
+        file = f"{self.path}/{INTENT}"
+        found: Json = None
+        if self.storage.exists(file):
+            try:
+                found = json.loads(self.storage.read(file))
+            except ValueError:
+                found = None  # Damaged: written anew.
+        if isinstance(found, dict) and found.get("key", self.key) != self.key:
+            ours, theirs = json.loads(canonical_json(dict(config))), found.get("config", {})
+            odd = [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]
+            what = ", ".join(f"{n} {theirs.get(n)!r} there, {ours.get(n)!r} here" for n in odd[:5])
+            raise ArtifactError(
+                f"{self.where()} is unfinished work of another configuration ({what or 'other inputs'}): "
+                f"move it away, or delete it with `python -m rella clean {self.path}`"
+            )
+        self.write_file(INTENT, (canonical_json({"key": self.key, "config": dict(config)}) + "\n").encode())
+
+    def clear(self) -> None:
+        """Delete everything but the leases; the manifest first, so that no half-deleted artifact can be read."""
+        self.storage.delete(self._manifest_file)
+        for path in self.storage.list(self.path):
+            if path != f"{self.path}/{LEASES}":
                 self.storage.delete(path)
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Write the manifest, which makes the artifact readable, and drop what it does not list."""
         self.storage.write(self._manifest_file, manifest.to_bytes())
+        self.tidy(manifest)
         return manifest
+
+    def tidy(self, manifest: Manifest) -> None:
+        """Delete files that the manifest of a finished artifact does not list: checkpoints, parts of other cuts."""
+        listed = {f"{self.path}/{p.name}" for p in manifest.parts} | {self._manifest_file}
+        for path in self.storage.list(self.path, recursive=True):
+            if path not in listed and not path.startswith(f"{self.path}/{LEASES}/"):
+                self.storage.delete(path)
+        self.storage.sweep(self.path, 0.0)
 
     def read(self, table: str = "", columns: Sequence[str] | None = None) -> pa.Table:
         """Return one table of a finished artifact, its parts in shard order.
@@ -226,11 +273,15 @@ class Artifact:
 
     def _read_part(self, part: Part, columns: Sequence[str] | None) -> pa.Table:
         columns = None if columns is None else list(columns)
-        return pq.read_table(io.BytesIO(self._checked(part)), columns=columns)
+        return pq.read_table(io.BytesIO(self.checked(part)), columns=columns)
 
-    def _checked(self, part: Part) -> bytes:
-        """A part's bytes, proven to be those that the manifest lists."""
-        damaged = f"part {self.where(part.name)} {{}}: delete the artifact (`python -m rella clean`) and run again"
+    def checked(self, part: Part) -> bytes:
+        """Return a part's bytes, proven to be those that its entry describes.
+
+        Raises:
+            ArtifactError: it is missing or differs; names the part and the remedy.
+        """
+        damaged = f"part {self.where(part.name)} {{}}: put it back, or start the job again with --restart {self.stage}"
         try:
             data = self.storage.read(f"{self.path}/{part.name}")
         except FileNotFoundError as error:
@@ -246,7 +297,7 @@ class Artifact:
             ArtifactError: names the first part that is missing or does not match.
         """
         for part in self.manifest().parts:
-            self._checked(part)
+            self.checked(part)
 
     def local_folder(self, name: str) -> Path:
         """Return a folder of this machine with the files below `name` of a finished artifact (an adapter, say).
@@ -259,8 +310,17 @@ class Artifact:
             if part.name.startswith(f"{name}/"):
                 file = folder / part.name.removeprefix(f"{name}/")
                 if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != part.sha256:
-                    raise ArtifactError(f"{self.where(part.name)} is missing or does not match the manifest")
+                    raise ArtifactError(
+                        f"{self.where(part.name)} is missing or does not match the manifest: put it back, or start the "
+                        f"job again with --restart {self.stage}"
+                    )
         return folder
+
+
+def _stage_of(where: str) -> str:
+    """The stage of a place or file `…/<stage>/<slug>-<12 hex>/…`, else `all`."""
+    found = re.search(r"([a-z]+)/[^/]*-[0-9a-f]{12}/", where)
+    return found[1] if found else "all"
 
 
 def _sealed(data: bytes) -> bytes:
@@ -295,40 +355,6 @@ def summed(parts: Sequence[Part]) -> dict[str, Json]:
         for name, value in part.facts.items():
             total[name] = total.get(name, 0) + value
     return total
-
-
-def code_version() -> dict[str, Json]:
-    """Return the version of the package, the commit where there is a checkout, and the main libraries' versions."""
-    libraries = {}
-    for name in ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow", "scikit-learn"):
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    from rella import __version__
-
-    return {"rella": __version__, "commit": _commit(), "libraries": libraries}
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def machine() -> dict[str, Json]:
-    """Return where this process runs: host, system, cores, Python."""
-    return {
-        "host": platform.node(),
-        "system": platform.platform(terse=True),
-        "cpus": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
 
 
 def now() -> str:

@@ -133,7 +133,9 @@ class TuneConfig:
     stop_after: int | None = field(default=None, metadata=_in(REIT))
     """End after this many epochs of the schedule; the authors' runs stop after about one."""
     patience: int | None = field(default=None, metadata=_in(REIT))
-    """End when validation has not improved for this many epochs."""
+    """End when this many validations in a row have brought no improvement."""
+    valid_per_epoch: int = field(default=1, metadata=_in(REIT))
+    """Validations in an epoch, evenly spaced; the weights of the best step are kept."""
     weight_decay: float = field(default=0.0, metadata=_in(REIT))
     """AdamW's weight decay."""
     clip: float = field(default=1.0, metadata=_in(REIT))
@@ -148,13 +150,19 @@ class TuneConfig:
     """Modules that get an update; `auto` is the model's query and value projections (in Falcon's fused
     `query_key_value` the key rows of the update stay zero)."""
     valid_rows: int | Auto = field(default="auto", metadata=_in(REIT))
-    """Seeded validation rows that choose the epoch; `auto` is min(N, 2000)."""
+    """Seeded validation rows that choose the step; `auto` is min(N, 2000)."""
     select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT))
-    """Which split chooses the epoch. `test` reproduces the authors' code; reports say so."""
+    """Which split chooses the step. `test` reproduces the authors' code; reports say so."""
     micro_batch_rows: int = 16
     """Rows of one forward and backward pass of one worker."""
-    zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO stage: what is sharded over the workers of gradients and optimiser state; the base is on each."""
+    bucketing: bool = True
+    """Whether a micro-batch holds rows of similar length (less padding), or rows as they come."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """DeepSpeed ZeRO: what is sharded over the workers. 1: optimiser state; 2: gradients too; 3: the base's weights
+    too, for cards that do not hold it."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between two checkpoints, which are taken at a step's end; a killed run loses at most what came after its
+    last one. 0 is one every step."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -169,6 +177,8 @@ class ScoreConfig:
     """Behaviours in a scored prompt; `auto` is the experiment's K."""
     batch_tokens: int = 16384
     """Token budget of one forward pass, padding included."""
+    bucketing: bool = True
+    """Whether a forward pass holds prompts of similar length, the longest first (less padding), or as they come."""
     shard_rows: int = 4096
     """Rows in one part."""
 
@@ -183,6 +193,8 @@ class ClusterConfig:
     """Whether workers ask for a GPU; `auto` where the cluster has any."""
     cpus_per_worker: int = 1
     """CPUs (and threads) of one worker."""
+    max_failures: int = 3
+    """How often tuning starts again from its last checkpoint when a worker dies, before the job gives up."""
     on_busy: OnBusy = "wait"
     """When another driver works on the same artifact: wait for it, or leave with a message."""
 
@@ -228,6 +240,9 @@ class Experiment:
     """Seed of training: order of rows, LoRA initialisation, dropout."""
     seeds: int = 1
     """Train with this many seeds, from `seed` on, and report their mean and spread."""
+    restart: str = "none"
+    """What to delete and make again first: a comma list of stages (`prepare`, `embed`, `pca`, `retrieve`, `reit`,
+    `score`), `unfinished` for parts and checkpoints that a killed job left, `all`, or `none`."""
     variants: str = "auto"
     """Rows of Table 3 to run: a comma list of `ours`, `wo-mixture`, `wo-retrieval`, `half-n`, `wo-it`,
     `wo-it-retrieval`; `all`; `auto` is all on `sample` and `ours` elsewhere."""

@@ -119,6 +119,19 @@ def chosen_variants(experiment: Experiment) -> list[Variant]:
     return [VARIANTS[n] for n in names]
 
 
+def restarted_stages(experiment: Experiment) -> set[str]:
+    """Return the words of `restart`: stages, `unfinished`, `all`; nothing for `none`.
+
+    Raises:
+        InputError: an unknown word, with the known ones.
+    """
+    words = {w.strip() for w in experiment.restart.split(",")} - {"", "none"}
+    known = (*VERSIONS, "unfinished", "all", "none")
+    if words - set(known):
+        raise InputError(f"restart: unknown {', '.join(sorted(words - set(known)))}; there are {', '.join(known)}")
+    return words
+
+
 def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     """Return the experiment with every `auto` that enters a key replaced by its value.
 

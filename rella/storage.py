@@ -1,24 +1,36 @@
 """Files on any filesystem URI: a folder, or an object store such as S3, through pyarrow.
 
-Nothing here needs rename on an object store: a file appears whole or not at all, by rename on a disk and by the single
-put that closing an object-store stream is.
+Nothing here needs rename on an object store: a file appears whole or not at all, by rename on a disk and by the put
+that closing an object-store stream is. Whatever the filesystem below raises leaves here as a `StorageError`, whose one
+message says which file, what is wrong and what to do; a file that is not there is a `MissingError`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import shutil
 import tempfile
+import textwrap
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rella.errors import InputError
+from rella.errors import InputError, MissingError, RellaError, StorageError
 
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job, whose working directory is a copy that starts empty at every edit."""
+ATTEMPTS = 3
+"""How often a request to an S3 store is tried: a server that does not answer is given up after 10 to 30 seconds."""
+_LEFT_OVER = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -41,16 +53,23 @@ def resolve_uri(uri: str | None) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """A tree of files at `uri`; all paths are relative to it, with forward slashes."""
+    """A tree of files at `uri`; all paths are relative to it, with forward slashes.
+
+    Raises:
+        StorageError: from every method, this one included: names the file, the fault and the remedy; `errno` is set.
+    """
 
     uri: str
     _fs: pafs.FileSystem = field(init=False, repr=False, compare=False)
     _root: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        fs, root = pafs.FileSystem.from_uri(self.uri)
-        object.__setattr__(self, "_fs", fs)
-        object.__setattr__(self, "_root", root.rstrip("/"))
+        with _explained(f"cannot use {self.shown()}", _USE):
+            fs, root = _connect(self.uri)
+            object.__setattr__(self, "_fs", fs)
+            object.__setattr__(self, "_root", root.rstrip("/"))
+            if self.is_local and not (nearest := _nearest(Path(f"{self._root}/"))).is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         # Workers open their own connection.
@@ -70,59 +89,71 @@ class Storage:
         place, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return f"{place.rstrip('/')}/{path}{mark}{options}" if path else self.uri
 
+    def shown(self, path: str = "") -> str:
+        """Return `where(path)` for a message: without the credentials that a URI may hold."""
+        return _without_secrets(self.where(path))
+
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder at `path`."""
-        return bool(self._fs.get_file_info(self.absolute(path)).type != pafs.FileType.NotFound)
+        with _explained(f"cannot look for {self.shown(path)}"):
+            return bool(self._fs.get_file_info(self.absolute(path)).type != pafs.FileType.NotFound)
 
     def read(self, path: str) -> bytes:
         """Return the whole file.
 
         Raises:
             MissingError: there is none.
+            StorageError: it cannot be read.
         """
-        with self._fs.open_input_stream(self.absolute(path), compression=None) as stream:
-            return bytes(stream.read())
+        with _explained(f"cannot read {self.shown(path)}"):
+            try:
+                with self._fs.open_input_stream(self.absolute(path), compression=None) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError as error:
+                missing = MissingError(f"{self.shown(path)} is missing")
+                missing.errno = errno.ENOENT
+                raise missing from error
 
     def write(self, path: str, data: bytes) -> None:
         """Write `data` so that `path` holds either the whole of it or what was there before.
 
         Raises:
-            OSError: names the file where the disk is full or the folder cannot be written.
+            StorageError: the disk is full, the folder cannot be written, the object store did not keep all of it, ...
         """
-        target = self.absolute(path)
-        try:
-            if not self.is_local:
-                with self._fs.open_output_stream(target, compression=None) as stream:
-                    stream.write(data)
-                return
-            _write_and_rename(Path(target), data)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {self.where(path)}: {error}") from error
+        with _explained(f"cannot write {self.shown(path)}"):
+            self._write(self.absolute(path), data)
 
     def list(self, path: str, recursive: bool = False) -> list[str]:
-        """Return the files (and, without `recursive`, the folders) below `path`, sorted; none where it is no folder."""
-        selector = pafs.FileSelector(self.absolute(path), allow_not_found=True, recursive=recursive)
-        try:
-            found = self._fs.get_file_info(selector)
-        except NotADirectoryError:
-            return []
-        keep = [i for i in found if not recursive or i.type == pafs.FileType.File]
-        return sorted(i.path[len(self._root) + 1 :] for i in keep)
+        """Return the files (and, without `recursive`, the folders) below `path`, sorted; none where it is no folder.
+
+        Left-over temporary files of killed writers are not among them.
+        """
+        kinds = {pafs.FileType.File} if recursive else {pafs.FileType.File, pafs.FileType.Directory}
+        with _explained(f"cannot list {self.shown(path)}"):
+            selector = pafs.FileSelector(self.absolute(path), allow_not_found=True, recursive=recursive)
+            try:
+                found = self._fs.get_file_info(selector)
+            except NotADirectoryError:
+                return []
+            if not found and not path:
+                self._find_bucket()
+        keep = [i.path for i in found if i.type in kinds and not _LEFT_OVER.search(i.path)]
+        return sorted(p[len(self._root) + 1 :] for p in keep)
 
     def size(self, path: str) -> int:
         """Return the bytes of one file, or of all the files below a folder."""
-        info = self._fs.get_file_info(self.absolute(path))
-        if info.type == pafs.FileType.File:
-            return int(info.size)
-        return sum(int(self._fs.get_file_info(self.absolute(p)).size) for p in self.list(path, recursive=True))
+        with _explained(f"cannot measure {self.shown(path)}"):
+            info = self._fs.get_file_info(self.absolute(path))
+            if info.type == pafs.FileType.File:
+                return int(info.size)
+            below = self._fs.get_file_info([self.absolute(p) for p in self.list(path, recursive=True)])
+            # One that was deleted meanwhile has no size.
+            return sum(int(i.size or 0) for i in below)
 
     def delete(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; a missing one is fine."""
-        info = self._fs.get_file_info(self.absolute(path))
-        if info.type == pafs.FileType.Directory:
-            self._fs.delete_dir(self.absolute(path))
-        elif info.type == pafs.FileType.File:
-            self._fs.delete_file(self.absolute(path))
+        with _explained(f"cannot delete {self.shown(path)}"):
+            self._delete(self.absolute(path))
 
     def local_copy(self, path: str) -> Path:
         """Return a folder of this machine that holds the files below `path`; object stores are downloaded once.
@@ -136,9 +167,128 @@ class Storage:
         folder = Path(tempfile.gettempdir()) / f"rella-{os.getuid()}" / digest[:16]
         for name, data in files.items():
             target = folder / name[len(path) :].lstrip("/")
-            if not target.exists():
-                _write_and_rename(target, data)
+            with _explained(f"cannot copy {self.shown(name)} to {target}", _TEMPORARY):
+                if not target.exists():
+                    _write_and_rename(target, data)
         return folder
+
+    def free(self) -> int | None:
+        """Return the bytes that are free where the storage is a folder; an object store does not say (None)."""
+        if not self.is_local:
+            return None
+        with _explained(f"cannot measure {self.shown()}"):
+            return shutil.disk_usage(_nearest(Path(f"{self._root}/"))).free
+
+    def check_space(self, need: int, what: str) -> None:
+        """Refuse `what` (e.g. `the embed stage`), which writes `need` bytes, if the folder has no room for them.
+
+        Raises:
+            StorageError: names what is needed, what is free and the remedy.
+        """
+        free = self.free()
+        if free is not None and free < need:
+            room = f"{what} needs {_readable(need)}, {_readable(free)} are free"
+            raise _with_errno(errno.ENOSPC, f"{self.shown()} has too little room: {room}: {_MAKE_ROOM}")
+
+    def check_writable(self) -> None:
+        """Write and delete a small file, so that a storage that cannot be written is refused before any work."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        with _explained(f"cannot write {self.shown()}"):
+            self._write(self.absolute(probe), b"probe")
+        with _explained(f"cannot delete files in {self.shown()}"):
+            self._delete(self.absolute(probe))
+
+    def sweep(self, path: str, older_than: float) -> int:
+        """Delete what killed writers left below `path`: temporary files not touched for `older_than` seconds.
+
+        Object stores have none. Returns how many.
+        """
+        if not self.is_local:
+            return 0
+        swept = 0
+        with _explained(f"cannot sweep {self.shown(path)}"):
+            for folder, _, names in os.walk(self.absolute(path)):
+                for file in (Path(folder, n) for n in names if _LEFT_OVER.search(n)):
+                    # Its writer may finish, or another sweep be faster.
+                    with suppress(FileNotFoundError):
+                        if time.time() - file.stat().st_mtime > older_than:
+                            file.unlink()
+                            swept += 1
+        return swept
+
+    def _write(self, target: str, data: bytes) -> None:
+        if self.is_local:
+            return _write_and_rename(Path(target), data)
+        stream = self._fs.open_output_stream(target, compression=None)
+        try:
+            stream.write(data)
+        except BaseException:
+            # Closing is what publishes an object, after a failed write too: half of it must not stay.
+            with suppress(OSError):
+                stream.close()
+                self._drop_torn(target, data)
+            raise
+        stream.close()
+        kept = self._drop_torn(target, data)
+        if kept is not None:
+            raise OSError(f"the object store kept {kept:,} of {len(data):,} bytes")
+        return None
+
+    def _drop_torn(self, target: str, data: bytes) -> int | None:
+        """Delete an object that holds only the beginning of `data` and return its size; None where it is whole.
+
+        An object that holds something else is another writer's, who came later: as good as whole.
+        """
+        info = self._fs.get_file_info(target)
+        if info.type == pafs.FileType.NotFound:
+            return 0
+        if info.size >= len(data):
+            return None
+        with self._fs.open_input_stream(target, compression=None) as stream:
+            kept = bytes(stream.read())
+        if len(kept) >= len(data) or not data.startswith(kept):
+            return None
+        with suppress(OSError):
+            self._fs.delete_file(target)
+        return len(kept)
+
+    def _delete(self, target: str) -> None:
+        for last in (False, False, False, True):
+            kind = self._fs.get_file_info(target).type
+            if kind == pafs.FileType.NotFound:
+                return
+            try:
+                (self._fs.delete_dir if kind == pafs.FileType.Directory else self._fs.delete_file)(target)
+                return
+            except OSError:
+                # A folder in which somebody writes or deletes meanwhile (a heartbeat, say) is not gone at once.
+                if last:
+                    raise
+
+    def _find_bucket(self) -> None:
+        """S3 lists a bucket that does not exist as an empty one."""
+        if self._fs.type_name == "s3":
+            bucket = self._root.partition("/")[0]
+            if self._fs.get_file_info(bucket).type == pafs.FileType.NotFound:
+                raise OSError(f"NoSuchBucket: {bucket}")
+
+
+def _connect(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Open the filesystem of a URI; on S3 with limits to its patience, which no URI can give.
+
+    By itself pyarrow tries a server that swallows all packets for 1.7 minutes and a silent one for 5.
+    """
+    fs, root = pafs.FileSystem.from_uri(uri)
+    # The filesystem does not tell these two options, so one that has them stays as it is.
+    if fs.type_name != "s3" or "tls_verify_certificates=" in uri or "smart_defaults=" in uri:
+        return fs, root
+    # As pickle would make it anew: with all that the URI and the environment say (endpoint, region, credentials).
+    _, (options,) = fs.__reduce__()
+    options = {**options, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)}
+    if "allow_delayed_open=" not in uri:
+        # A file of less than 5 MB is one put, not an upload in parts that can stay behind unfinished.
+        options["allow_delayed_open"] = True
+    return pafs.S3FileSystem(**options), root
 
 
 def _write_and_rename(target: Path, data: bytes) -> None:
@@ -150,5 +300,91 @@ def _write_and_rename(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        # A disk that fails may fail here again; the first error is the one that tells.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+_MAKE_ROOM = "free space there, or give another --storage"
+_OTHERWISE = "check --storage and start the job again, what is finished is kept"
+_USE = "give a folder, or a URI such as s3://bucket/rella"
+_TEMPORARY = "set TMPDIR to a folder that can be written and has space"
+_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws"
+
+
+# (numbers, what is wrong, remedy). The first five are of folders.
+_FULL = (errno.ENOSPC, errno.EDQUOT), "the disk is full", _MAKE_ROOM
+_LOCKED = (errno.EROFS,), "the file system is read-only", "mount it writable, or give another --storage"
+_NOT_YOURS = (errno.EACCES, errno.EPERM), "the permissions forbid it", "change them, or give another --storage"
+_BLOCKED = (errno.ENOTDIR, errno.EEXIST), "a file, not a folder, is there", "move it, or give another --storage"
+_GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT), "the disk or network mount fails", "check it"
+_FULL_STORE = (errno.ENOSPC,), "the object store is full", _MAKE_ROOM
+_STRANGER = (errno.EACCES,), "the object store does not know the credentials", f"set {_KEYS}, on all nodes"
+_DENIED = (errno.EACCES,), "the object store denies access", f"set credentials that may read and write ({_KEYS})"
+_NO_BUCKET = (errno.ENOENT,), "there is no such bucket", "create it, or correct bucket and endpoint in --storage"
+_AWAY = (errno.EHOSTUNREACH,), "the object store cannot be reached", "check endpoint, network and server"
+_SAID = {
+    r"XMinioStorageFull|Insufficient_?Storage|Quota_?Exceeded|status 507": _FULL_STORE,
+    r"Invalid_?Access_?Key|Signature_?Does_?Not|(Expired|Invalid)_?Token|Token_?Id|Unauthenticated": _STRANGER,
+    r"Missing_?Authentication|Unrecognized_?Client|No credentials": _STRANGER,
+    r"Access_?Denied|status 403|Permission_?Denied|Forbidden": _DENIED,
+    r"No_?Such_?Bucket|Bucket\s+not found|Resource_?Not_?Found|status 404": _NO_BUCKET,
+    r"Network_?Connection|curlCode|could not resolve|connection refused|timed? ?out|status 50[234]": _AWAY,
+}
+"""The errors of object stores have no number: words of their messages tell."""
+
+
+@contextmanager
+def _explained(front: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a filesystem raises into a `StorageError` that starts with `front`."""
+    try:
+        yield
+    except RellaError:
+        raise
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _storage_error(error, front, remedy) from error
+
+
+def _storage_error(error: Exception, front: str, remedy: str) -> StorageError:
+    """Say what is wrong and what to do; `remedy` is preferred to those of folders."""
+    code = (error.errno if isinstance(error, OSError) else None) or 0
+    for codes, what, mend in (_FULL, _LOCKED, _NOT_YOURS, _BLOCKED, _GONE):
+        if code in codes:
+            file = getattr(error, "filename", None) if codes is _BLOCKED[0] else None
+            why = f"{os.strerror(code)}: {file}" if file else os.strerror(code)
+            return _with_errno(code, f"{front}: {what} ({why}): {remedy or mend}")
+    said = _without_secrets(str(error))
+    # What the AWS SDK was doing for which key is known already.
+    quoted = os.strerror(code) if code else said[max(said.find("AWS Error"), 0) :]
+    quoted = textwrap.shorten(quoted, 200, placeholder=" …")
+    # Names of files are no sign of what went wrong.
+    plain = re.sub(r"'[^']*'", "", said)
+    for words, (codes, what, mend) in _SAID.items():
+        if re.search(words, plain, re.IGNORECASE):
+            return _with_errno(codes[0], f"{front}: {what}: {mend}\n({quoted})")
+    code = code or (errno.EIO if isinstance(error, OSError) else errno.EINVAL)
+    return _with_errno(code, f"{front}: {quoted}: {remedy or _OTHERWISE}")
+
+
+def _with_errno(code: int, message: str) -> StorageError:
+    # Given to the constructor, the number would stand before the message.
+    error = StorageError(message)
+    error.errno = code
+    return error
+
+
+def _without_secrets(text: str) -> str:
+    """Hide `key:secret@` of a URI and options such as `secret_key=`."""
+    text = re.sub(r"(://)[^/\s?]*:[^?'\"]*@", r"\1***@", text)
+    return re.sub(r"(\w*(?:secret|token|password|key|sig)\w*=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -16,17 +16,16 @@ import pytest
 
 from rella.artifacts import (
     Artifact,
-    ArtifactError,
     Manifest,
     Part,
     canonical_json,
-    code_version,
     digest,
     list_artifacts,
-    machine,
     now,
     summed,
 )
+from rella.errors import ArtifactError
+from rella.provenance import code_version, machine
 from rella.storage import Storage
 
 KEY = "0123456789ab" + "c" * 52
@@ -224,7 +223,7 @@ def test_a_missing_part(artifact: Artifact) -> None:
     part = finished(artifact)[0]
     file_of(artifact, part.name).unlink()
     assert artifact.good_part(0, 2) is None
-    with pytest.raises(ArtifactError, match="is missing: delete the artifact"):
+    with pytest.raises(ArtifactError, match="is missing: put it back, or start the job again with --restart score"):
         artifact.read()
 
 
@@ -365,3 +364,48 @@ def test_json_survives_the_manifest(artifact: Artifact) -> None:
     found = json.loads(file_of(artifact, "manifest.json").read_text())
     assert found["config"] == {"data.split": [8, 1, 1], "k": 30}
     assert artifact.manifest().facts == {"valid": [{"auc": 0.5}]}
+
+
+def test_an_unfinished_folder_says_what_it_will_hold(artifact: Artifact) -> None:
+    artifact.begin({"k": 30, "mix": "mixed"})
+    artifact.begin({"k": 30, "mix": "mixed"})
+    said = json.loads(file_of(artifact, "stage.json").read_text())
+    assert said == {"key": KEY, "config": {"k": 30, "mix": "mixed"}}
+    artifact.finish(manifest([artifact.write_part(TABLE, 0, 1)]))
+    assert not file_of(artifact, "stage.json").exists()
+
+
+def test_a_folder_taken_by_another_configuration_is_refused(artifact: Artifact) -> None:
+    """The names hold 12 digits of the key; two that agree in those must not mix their parts."""
+    Artifact(artifact.storage, artifact.path, KEY[:12] + "d" * 52).begin({"k": 20, "mix": "mixed", "split": (8, 1, 1)})
+    with pytest.raises(ArtifactError, match=r"another configuration \(k 20 there, 30 here\).*rella clean"):
+        artifact.begin({"k": 30, "mix": "mixed", "split": (8, 1, 1)})
+    file_of(artifact, "stage.json").write_bytes(b"{damaged")
+    artifact.begin({"k": 30})
+    assert json.loads(file_of(artifact, "stage.json").read_text())["key"] == KEY
+
+
+def test_finishing_drops_checkpoints_and_keeps_the_lease(artifact: Artifact) -> None:
+    old = artifact.write_part(TABLE, 0, 3)
+    for name in ("checkpoints/step-1.safetensors", "result.json", "lease/token.json"):
+        artifact.write_file(name, b"x")
+    adapter = artifact.write_file("adapter/weights.bin", b"w")
+    artifact.finish(manifest([artifact.write_part(TABLE, 0, 1), adapter]))
+    left = {p.relative_to(file_of(artifact, "")).as_posix() for p in file_of(artifact, "").rglob("*") if p.is_file()}
+    assert left == {"manifest.json", "parts/part-00000-of-00001.parquet", "adapter/weights.bin", "lease/token.json"}
+    assert old.name not in left
+
+
+def test_clearing_leaves_the_lease_alone(artifact: Artifact) -> None:
+    finished(artifact)
+    artifact.write_file("lease/token.json", b"x")
+    assert artifact.is_vouched_for()
+    artifact.clear()
+    assert not artifact.is_vouched_for()
+    assert [p.name for p in file_of(artifact, "").rglob("*") if p.is_file()] == ["token.json"]
+
+
+def test_a_damaged_manifest_vouches_for_nothing(artifact: Artifact) -> None:
+    finished(artifact)
+    file_of(artifact, "manifest.json").write_bytes(b"")
+    assert not artifact.is_vouched_for()

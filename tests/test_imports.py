@@ -23,6 +23,7 @@ CORE = {
     "schemas",
     "storage",
     "artifacts",
+    "provenance",
     "leases",
     "digests",
     "models",

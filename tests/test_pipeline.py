@@ -55,6 +55,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pca_dim": (64, ("pca",)),
     "seed": (1, ("reit",)),
     "seeds": (3, NEITHER),
+    "restart": ("unfinished", NEITHER),
     "variants": ("ours", NEITHER),
     "data.positive_above": (3.5, ("prepare",)),
     "data.min_history": (6, ("prepare",)),
@@ -90,6 +91,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "tune.max_epochs": (10, ("reit",)),
     "tune.stop_after": (1, ("reit",)),
     "tune.patience": (2, ("reit",)),
+    "tune.valid_per_epoch": (3, ("reit",)),
     "tune.weight_decay": (0.01, ("reit",)),
     "tune.clip": (0.5, ("reit",)),
     "tune.lora_rank": (16, ("reit",)),
@@ -99,15 +101,19 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "tune.valid_rows": (100, ("reit",)),
     "tune.select_on": ("test", ("reit",)),
     "tune.micro_batch_rows": (4, NEITHER),
+    "tune.bucketing": (False, NEITHER),
+    "tune.checkpoint_seconds": (0.0, NEITHER),
     "tune.zero_stage": (1, NEITHER),
     "tune.gradient_checkpointing": (True, NEITHER),
     "score.split": ("valid", ("score",)),
     "score.k": (15, ("score",)),
     "score.batch_tokens": (1024, NEITHER),
+    "score.bucketing": (False, NEITHER),
     "score.shard_rows": (100, NEITHER),
     "cluster.workers": (4, NEITHER),
     "cluster.gpu": (False, NEITHER),
     "cluster.cpus_per_worker": (2, NEITHER),
+    "cluster.max_failures": (0, NEITHER),
     "cluster.on_busy": ("leave", NEITHER),
 }
 
@@ -419,8 +425,8 @@ GOLDEN = {
     "embed": "4807f8a9080e76d955d63bcdaf28167790044fc1ff3fbd4a636ca7dabe0f18c2",
     "pca": "7bdf98f10a11e6f9ed51709e7d5ef781ed83bb7bb9033f2e991e4c848b64f4b5",
     "retrieve": "708eba60428bcb965af76ec8eccee05a428602bce6c39248512c23d1e1f78c42",
-    "reit": "3a60741b6defbe3c9c9ddfe0f5421fed0a5067fa650331b66afaac2ca14b522b",
-    "score": "7b4d5450075f28973fcc07139c8fdc720858726df206e53089180c72bb961f02",
+    "reit": "006463a2e5aeb531a9ca5ae012a79c975df2463cedbe0ece65d443a36ddb3d47",
+    "score": "b8c5780a3e36796b3c41393c1055f6f2a19f0515eeb0aa1937c8379803c0ec02",
 }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import pickle
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,82 +16,10 @@ import pyarrow.fs as pafs
 import pytest
 
 from rella.artifacts import Artifact, Manifest, list_artifacts
-from rella.errors import ArtifactError
+from rella.errors import ArtifactError, MissingError, StorageError
 from rella.leases import LEASE, Lease
 from rella.storage import SUBMITTED_JOB, Storage, resolve_uri
-
-
-class ObjectStore(pafs.FileSystemHandler):
-    """Keys and bytes: an object is there when its stream is closed; no rename, no real folders."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.puts: list[str] = []
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def get_type_name(self) -> str:
-        return "objects"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def _info(self, path: str) -> pafs.FileInfo:
-        if path in self.objects:
-            return pafs.FileInfo(path, pafs.FileType.File, size=len(self.objects[path]))
-        if any(name.startswith(f"{path}/") for name in self.objects):
-            return pafs.FileInfo(path, pafs.FileType.Directory)
-        return pafs.FileInfo(path, pafs.FileType.NotFound)
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return [self._info(p) for p in paths]
-
-    def get_file_info_selector(self, selector: Any) -> list[pafs.FileInfo]:
-        base = f"{selector.base_dir.rstrip('/')}/"
-        below = [n.removeprefix(base) for n in self.objects if n.startswith(base)]
-        if not below and not selector.allow_not_found:
-            raise FileNotFoundError(selector.base_dir)
-        folders = {"/".join(n.split("/")[:d]) for n in below for d in range(1, n.count("/") + 1)}
-        names = (set(below) | folders) if selector.recursive else {n.split("/")[0] for n in below}
-        return [self._info(f"{base}{n}") for n in sorted(names, reverse=True)]
-
-    def open_input_stream(self, path: str) -> pa.NativeFile:
-        if path not in self.objects:
-            raise FileNotFoundError(path)
-        return pa.PythonFile(io.BytesIO(self.objects[path]), mode="r")
-
-    open_input_file = open_input_stream
-
-    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        store = self
-
-        class Put(io.BytesIO):
-            def close(self) -> None:
-                if not self.closed:
-                    store.objects[path] = self.getvalue()
-                    store.puts.append(path)
-                super().close()
-
-        return pa.PythonFile(Put(), mode="w")
-
-    def delete_file(self, path: str) -> None:
-        del self.objects[path]
-
-    def delete_dir(self, path: str) -> None:
-        for name in [n for n in self.objects if n.startswith(f"{path}/")]:
-            del self.objects[name]
-
-    def _refuse(self, *args: Any) -> Any:
-        raise NotImplementedError("an object store has no such thing")
-
-    move = copy_file = create_dir = delete_dir_contents = delete_root_dir_contents = open_append_stream = _refuse
-
-
-def on_objects() -> tuple[Storage, ObjectStore]:
-    store, storage = ObjectStore(), Storage("mock:///bucket/rella")
-    object.__setattr__(storage, "_fs", pafs.PyFileSystem(store))
-    return storage, store
+from tests.object_store import on_objects, raised
 
 
 @pytest.fixture(params=["disk", "objects"])
@@ -120,8 +51,10 @@ def test_files_are_written_read_listed_and_deleted(storage: Storage) -> None:
 
 
 def test_a_missing_file_is_its_own_error(storage: Storage) -> None:
-    with pytest.raises(FileNotFoundError):
-        storage.read("missing")
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.read("a/missing")
+    assert isinstance(caught.value, MissingError)
+    assert (str(caught.value), caught.value.errno) == (f"{storage.where('a/missing')} is missing", errno.ENOENT)
 
 
 def test_bytes_are_not_unpacked(storage: Storage) -> None:
@@ -147,12 +80,6 @@ def test_artifacts_and_leases_need_no_rename() -> None:
     assert [p.path for p in list_artifacts(storage)] == [artifact.path]
     assert not any(n.endswith((stray.name, LEASE)) or "tmp" in n for n in store.objects)
     assert (artifact.local_folder("adapter") / "x.json").read_bytes() == b"{}"
-
-
-def test_an_object_is_put_once_under_its_own_name() -> None:
-    storage, store = on_objects()
-    storage.write("a/b.txt", b"data")
-    assert store.puts == ["bucket/rella/a/b.txt"]
 
 
 def test_a_local_copy_follows_what_it_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,11 +111,15 @@ def test_a_write_that_fails_leaves_what_was_there(step: str, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[step], fail)
-    with pytest.raises(OSError, match=r"cannot write .*/a/b\.txt: .*No space left") as caught:
+    with pytest.raises(StorageError) as caught:
         storage.write("a/b.txt", b"after")
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}/a/b.txt: the disk is full (No space left on device): "
+        "free space there, or give another --storage"
+    )
     assert caught.value.errno == 28
     assert storage.read("a/b.txt") == b"before"
-    assert storage.list("a") == ["a/b.txt"]
+    assert os.listdir(tmp_path / "a") == ["b.txt"]
 
 
 def test_where_artifacts_go_unless_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -224,3 +155,244 @@ def test_workers_open_their_own_connection(tmp_path: Path) -> None:
     assert again.read("a.txt") == b"1"
     assert storage.where("a.txt") == f"{tmp_path}/a.txt"
     assert storage.where("") == str(tmp_path)
+
+
+SMALL = 2 << 20  # Bytes of the file system that tests fill.
+
+
+def mounted(*options: str) -> None:
+    done = subprocess.run(["mount", *options], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"file systems cannot be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own, which is soon full."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted("-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_there_and_no_rest(small: Path) -> None:
+    storage = Storage(str(small / "rella"))
+    storage.write("a/b.txt", b"before")
+    message = raised(lambda: storage.write("a/b.txt", bytes(2 * SMALL)), errno.ENOSPC)
+    remedy = "free space there, or give another --storage"
+    assert message == f"cannot write {small}/rella/a/b.txt: the disk is full (No space left on device): {remedy}"
+    assert storage.read("a/b.txt") == b"before"
+    assert os.listdir(small / "rella/a") == ["b.txt"]
+    (small / "filler").write_bytes(bytes(storage.free() or 0))
+    assert raised(storage.check_writable, errno.ENOSPC).startswith(f"cannot write {small}/rella: the disk is full (")
+    assert os.listdir(small / "rella") == ["a"]
+    (small / "filler").unlink()
+    storage.check_writable()
+    storage.write("a/b.txt", bytes(SMALL // 2))
+    assert storage.size("a") == SMALL // 2
+
+
+def test_room_is_looked_for_before_the_work(small: Path) -> None:
+    storage = Storage(str(small / "not/yet/there"))
+    assert storage.free() == SMALL
+    storage.check_space(SMALL, "the embed stage")
+    message = raised(lambda: storage.check_space(5_000_000_000, "the embed stage"), errno.ENOSPC)
+    assert message == (
+        f"{small}/not/yet/there has too little room: the embed stage needs 5.0 GB, 2.1 MB are free: "
+        "free space there, or give another --storage"
+    )
+    assert not (small / "not").exists()
+
+
+def test_a_read_only_file_system_is_refused_before_the_work(small: Path) -> None:
+    storage = Storage(str(small))
+    storage.write("a/b.txt", b"data")
+    left = small / "a/c.txt.tmp-0123abcd"
+    left.write_bytes(b"half")
+    mounted("-o", "remount,ro", str(small))
+    why = "the file system is read-only (Read-only file system): mount it writable, or give another --storage"
+    assert raised(storage.check_writable, errno.EROFS) == f"cannot write {small}: {why}"
+    assert raised(lambda: storage.write("x/y.txt", b""), errno.EROFS) == f"cannot write {small}/x/y.txt: {why}"
+    assert raised(lambda: storage.write("a/b.txt", b""), errno.EROFS) == f"cannot write {small}/a/b.txt: {why}"
+    assert raised(lambda: storage.delete("a/b.txt"), errno.EROFS) == f"cannot delete {small}/a/b.txt: {why}"
+    assert raised(lambda: storage.delete("a"), errno.EROFS) == f"cannot delete {small}/a: {why}"
+    assert raised(lambda: storage.sweep("a", -1), errno.EROFS) == f"cannot sweep {small}/a: {why}"
+    assert raised(Storage(str(small / "new")).check_writable, errno.EROFS) == f"cannot write {small}/new: {why}"
+    assert (storage.read("a/b.txt"), storage.list("a"), storage.size("a")) == (b"data", ["a/b.txt"], 4)
+
+
+def test_a_writable_storage_is_left_as_it_was(storage: Storage) -> None:
+    storage.check_writable()
+    assert storage.list("", recursive=True) == []
+
+
+def test_a_file_is_no_storage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below", "file/below/that"):
+        message = raised(lambda place=place: Storage(str(tmp_path / place)), errno.ENOTDIR)  # type: ignore[misc]
+        assert message == (
+            f"cannot use {tmp_path}/{place}: a file, not a folder, is there (Not a directory: {tmp_path}/file): "
+            "give a folder, or a URI such as s3://bucket/rella"
+        )
+    storage = Storage(str(tmp_path))
+    for code, path in ((errno.EEXIST, "file/x"), (errno.ENOTDIR, "file/x/y")):
+        message = raised(lambda path=path: storage.write(path, b""), code)  # type: ignore[misc]
+        assert message.startswith(f"cannot write {tmp_path}/{path}: a file, not a folder, is there (")
+        assert message.endswith("): move it, or give another --storage")
+    assert f": {tmp_path}/file" in message
+    assert raised(lambda: storage.read("file/x"), errno.ENOTDIR).startswith(f"cannot read {tmp_path}/file/x: a file")
+    assert not storage.exists("file/x")
+    assert storage.list("file") == []
+
+
+FOLDER_FAULTS = {
+    errno.EDQUOT: "the disk is full (Disk quota exceeded): free space there, or give another --storage",
+    errno.EACCES: "the permissions forbid it (Permission denied): change them, or give another --storage",
+    errno.EPERM: "the permissions forbid it (Operation not permitted): change them, or give another --storage",
+    errno.EIO: "the disk or network mount fails (Input/output error): check it",
+    errno.ESTALE: "the disk or network mount fails (Stale file handle): check it",
+    errno.EMFILE: "Too many open files: check --storage and start the job again, what is finished is kept",
+}
+
+
+@pytest.mark.parametrize("code", FOLDER_FAULTS, ids=errno.errorcode.get)
+def test_every_fault_of_a_folder_has_its_remedy(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(code, "in other words")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    # What cleans up fails too: the first error is the one that is told.
+    monkeypatch.setattr(Path, "unlink", lambda *args, **options: os.mkdir("/dev/null/x"))
+    message = raised(lambda: Storage(str(tmp_path)).write("a.txt", b"x"), code)
+    assert message == f"cannot write {tmp_path}/a.txt: {FOLDER_FAULTS[code]}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("foo://x/y", "cannot use foo://x/y: Unrecognized filesystem type in URI: foo://x/y: give a folder, or a URI"),
+        ("s3:///x", "cannot use s3:///x: Missing bucket name in S3 URI: give a folder, or a URI such as s3://"),
+        ("s3://KEY:s3cr/et@lab/x", "cannot use s3://***@lab/x: Cannot parse URI: 's3://***@lab/x' due to"),
+        ("s3://KEY:s3cret@lab/x?y=1&region=a", "cannot use s3://***@lab/x?y=1&region=a: Unexpected query parameter"),
+        ("s3://lab/x?secret_key=s3cret&region=a", "cannot use s3://lab/x?secret_key=***&region=a: Unexpected query"),
+    ],
+)
+def test_a_uri_that_does_not_do(uri: str, said: str) -> None:
+    message = raised(lambda: Storage(uri), errno.EINVAL)
+    assert message.startswith(said)
+    assert "s3cr" not in message
+
+
+def test_left_overs_are_no_files_and_are_swept(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("a/b.txt", "a/c/d.txt", "a/x.tmp-0123456", "a/x.tmp-012345678", "a/y.tmp-0123456g"):
+        storage.write(name, b"file")
+    files = storage.list("", recursive=True)
+    old, young = tmp_path / "a/c/d.txt.tmp-00ff00ff", tmp_path / "a/b.txt.tmp-12345678"
+    outside = tmp_path / "other.txt.tmp-12345678"
+    for path in (old, young, outside):
+        path.write_bytes(b"half")
+    for path in (old, outside):
+        os.utime(path, (time.time() - 100,) * 2)
+    assert storage.list("", recursive=True) == files
+    assert storage.list("") == ["a"]
+    assert storage.list("a/c") == ["a/c/d.txt"]
+    assert storage.size("a") == 4 * len(files)
+    assert storage.sweep("a", 200) == 0
+    assert storage.sweep("a", 50) == 1
+    assert (old.exists(), young.exists(), outside.exists()) == (False, True, True)
+    assert storage.sweep("", 50) == 1
+    assert storage.sweep("missing", 0) == 0
+    assert storage.list("", recursive=True) == files
+    assert on_objects()[0].sweep("", 0) == 0
+
+
+def test_a_copy_that_finds_no_room(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small))
+    storage, _ = on_objects()
+    storage.write("adapter/weights.bin", bytes(2 * SMALL))
+    message = raised(lambda: storage.local_copy("adapter"), errno.ENOSPC)
+    assert message.startswith(f"cannot copy mock:///bucket/rella/adapter/weights.bin to {small}/rella-")
+    assert message.endswith(
+        "/weights.bin: the disk is full (No space left on device): "
+        "set TMPDIR to a folder that can be written and has space"
+    )
+
+
+@pytest.mark.parametrize(
+    ("doing", "action"),
+    [
+        ("look for", lambda storage: storage.exists("a/b")),
+        ("read", lambda storage: storage.read("a/b")),
+        ("write", lambda storage: storage.write("a/b", b"")),
+        ("list", lambda storage: storage.list("a/b")),
+        ("measure", lambda storage: storage.size("a/b")),
+        ("delete", lambda storage: storage.delete("a/b")),
+        ("list", lambda storage: storage.local_copy("a/b")),
+    ],
+)
+def test_every_method_explains_itself(doing: str, action: Callable[[Storage], object]) -> None:
+    storage, store = on_objects()
+    store.fault = OSError("Something else\n" + "went wrong " * 100)
+    message = raised(lambda: action(storage), errno.EIO)
+    assert message.startswith(f"cannot {doing} mock:///bucket/rella/a/b: Something else went wrong went wrong")
+    assert message.endswith(" …: check --storage and start the job again, what is finished is kept")
+    assert len(message) < 330
+    store.fault = PermissionError(errno.EACCES, "Permission denied")
+    assert ": the permissions forbid it (Permission denied): " in raised(lambda: action(storage), errno.EACCES)
+
+
+def test_file_names_are_no_faults() -> None:
+    storage, store = on_objects()
+    store.fault = OSError("cannot do 'x/AccessDenied/NoSuchBucket'")
+    assert "check --storage and start the job again" in raised(lambda: storage.exists("x"), errno.EIO)
+
+
+def test_what_is_busy_is_deleted_in_the_end() -> None:
+    storage, store = on_objects()
+    for path in ("a/b.txt", "a/c.txt"):
+        storage.write(path, b"x")
+    store.stays = 2
+    storage.delete("a")
+    assert store.objects == {}
+    storage.write("a/b.txt", b"x")
+    store.stays = 100
+    message = raised(lambda: storage.delete("a"), errno.EIO)
+    assert message.startswith("cannot delete mock:///bucket/rella/a: Directory not empty: check --storage")
+
+
+def test_what_somebody_else_deleted_meanwhile_is_deleted() -> None:
+    storage, store = on_objects()
+    storage.write("a.txt", b"x")
+
+    def faster(path: str) -> None:
+        del store.objects[path]
+        raise FileNotFoundError(errno.ENOENT, path)
+
+    store.delete_file = faster  # type: ignore[method-assign]
+    storage.delete("a.txt")
+    assert store.objects == {}
+
+
+def test_a_file_that_goes_while_it_is_measured_has_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, store = on_objects()
+    storage.write("a/b.txt", b"one")
+    storage.write("a/c.txt", b"three")
+    look = store.get_file_info_selector
+
+    def vanish(selector: Any) -> list[pafs.FileInfo]:
+        found = look(selector)
+        del store.objects["bucket/rella/a/b.txt"]
+        return found
+
+    monkeypatch.setattr(store, "get_file_info_selector", vanish)
+    assert storage.size("a") == 5
+
+
+def test_an_object_store_is_not_asked_for_room() -> None:
+    storage, _ = on_objects()
+    assert storage.free() is None
+    storage.check_space(1 << 60, "the embed stage")

@@ -191,7 +191,7 @@ def caption(runner: Runner, pipeline: Pipeline) -> str:
     rows = pipeline.score.artifact(runner.storage).manifest().rows
     which = "all" if e.test_rows == "all" else "a seeded subset"
     spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
-    chosen = f"epoch chosen on {e.tune.select_on}"
+    chosen = f"best step on {e.tune.select_on}"
     return (
         f"{e.dataset}, {e.score.split} split, {rows:,} rows ({which}); {runner.model.name}, K = {e.score.k}, "
         f"N = {e.shots}; {chosen}; ± {spread}"

@@ -13,15 +13,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rella.artifacts import Artifact, Json, Manifest, Part, code_version, machine, now, summed
+from rella.artifacts import Artifact, Json, Manifest, Part, now, summed
 from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Experiment
 from rella.data.facts import dataset_facts
 from rella.data.samples import assemble
 from rella.data.sources import Source, table1_row
-from rella.errors import InputError
+from rella.dist.checks import check_both_labels, check_counts, space_needed
 from rella.leases import Lease
 from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
-from rella.pipeline import Pipeline, Stage, as_json, build, prepare_stage, resolve_auto, resolved_autos, settings
+from rella.pipeline import (
+    Pipeline,
+    Stage,
+    as_json,
+    build,
+    prepare_stage,
+    resolve_auto,
+    resolved_autos,
+    restarted_stages,
+    settings,
+)
+from rella.provenance import code_version, machine
 from rella.storage import Storage, resolve_uri
 from rella.wording import check_wording
 
@@ -30,6 +41,9 @@ if TYPE_CHECKING:
 
 Outcome = tuple[list[Part], Mapping[str, Json]]
 """A stage's parts and facts."""
+
+SWEEP_SECONDS = 600.0
+"""Age at which a half-written file is nobody's any more."""
 
 
 @dataclass(frozen=True)
@@ -50,50 +64,6 @@ class Job:
         return self.found_in
 
 
-def check_both_labels(facts: Mapping[str, Json]) -> None:
-    """Verify that a data set has samples of both labels.
-
-    Raises:
-        InputError: all labels are equal.
-    """
-    positives = sum(int(facts[f"{split}_positives"]) for split in ("train", "valid", "test"))
-    if positives in (0, facts["samples"]):
-        raise InputError(
-            f"all {facts['samples']:,} samples have the label {int(positives > 0)}, there is nothing to tell apart; "
-            "change the label rule (--data.positive-above) or add samples of the other label"
-        )
-
-
-def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> None:
-    """Verify, before anything expensive, that the data set has the samples that the experiment asks for.
-
-    Args:
-        pipeline: the experiment.
-        facts: of its prepared data set: samples and positives by split.
-        until: the last stage that will run.
-
-    Raises:
-        InputError: more shots or rows than samples, an empty split, or all labels equal; names the flag.
-    """
-    e = pipeline.experiment
-    asked: list[tuple[str, str, int | str]] = []
-    if pipeline.reit is not None and until in (REIT, SCORE):
-        asked += [("--shots", "train", e.shots), ("--tune.select-on", e.tune.select_on, "all")]
-    if until == SCORE:
-        asked.append(("--test-rows", e.score.split, e.test_rows))
-    for flag, split, n in asked:
-        there, positives = int(facts[split]), int(facts[f"{split}_positives"])
-        if there == 0:
-            raise InputError(f"{flag}: the {split} split is empty; give it a share with --data.split")
-        if n != "all" and not 1 <= int(n) <= there:
-            raise InputError(f"{flag} {n}: the {split} split has {there:,} samples; give 1 to {there}, or `all`")
-        if positives in (0, there):
-            raise InputError(
-                f"{flag}: all {there:,} samples of the {split} split have the label {int(positives > 0)}, there is "
-                "nothing to tell apart; change the label rule (--data.positive-above) or the data"
-            )
-
-
 @dataclass
 class Runner:
     """Everything that the pipelines of one job share. Ray is not touched before a stage that needs it is missing."""
@@ -106,6 +76,8 @@ class Runner:
     _open: ExitStack = field(default_factory=ExitStack, init=False)
     _connected: bool = field(default=False, init=False)
     _shared: dict[tuple[str, str | None], Shared] = field(default_factory=dict, init=False)
+    _restarted: set[str] = field(default_factory=set, init=False)
+    _writable: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.storage = Storage(resolve_uri(self.experiment.storage))
@@ -187,6 +159,7 @@ class Runner:
     def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:
         missing = []
         for job in jobs:
+            self._restart(job)
             if job.artifact.is_complete():
                 self.say(f"{name:<9} found  {job.artifact.where()}")
             else:
@@ -194,25 +167,57 @@ class Runner:
         if missing:
             self._make(name, missing)
 
+    def _restart(self, job: Job) -> None:
+        """Delete what `restart` names, once a job, and never while another driver works on it."""
+        wanted = restarted_stages(self.experiment)
+        whole = job.stage.name in wanted or "all" in wanted
+        if job.stage.key in self._restarted or not (whole or "unfinished" in wanted):
+            return
+        self._restarted.add(job.stage.key)
+        if self.storage.exists(job.artifact.path) and (whole or not job.artifact.is_vouched_for()):
+            with self._lease(job):
+                job.artifact.clear()
+            self.say(f"{job.stage.name:<9} gone   {job.artifact.where()} (--restart)")
+
+    def _lease(self, job: Job) -> Lease:
+        wait = self.experiment.cluster.on_busy == "wait"
+        return Lease(job.artifact, wait, self.say, job.artifact.is_complete)
+
     def _make(self, name: str, jobs: Sequence[Job]) -> None:
         """Make one stage of several pipelines under their leases."""
+        if not self._writable:
+            self.storage.check_writable()
+            self._writable = True
         if name != PREPARE:
             self._connect()
-        wait = self.experiment.cluster.on_busy == "wait"
-        with ExitStack() as leases:
+        with ExitStack() as stack:
             # In one order for all drivers: two that want the same artifacts must not wait for each other.
-            for job in sorted(jobs, key=lambda job: job.stage.key):
-                leases.enter_context(Lease(job.artifact, wait, self.say, job.artifact.is_complete))
+            ordered = sorted(jobs, key=lambda job: job.stage.key)
+            leases = {job.stage.key: stack.enter_context(self._lease(job)) for job in ordered}
             # Another driver may have finished some of them while this one waited.
             left = [job for job in jobs if not job.artifact.is_complete()]
             if left:
+                self._begin(left)
                 started = time.monotonic()
                 outcomes = list(_STAGES[name](self, left))
                 seconds = time.monotonic() - started
                 for job, (parts, facts) in zip(left, outcomes, strict=True):
+                    leases[job.stage.key].check()
                     self._finish(job, parts, facts, seconds)
                     self.say(f"{name:<9} made   {job.artifact.where()}")
                 self.say(f"{name:<9} took   {seconds:.1f} s")
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Look for room, sweep up after killed writers, and say what the folders are going to hold."""
+        need = 0
+        for job in jobs:
+            if job.stage.name != PREPARE:
+                facts = job.pipeline.prepare.artifact(self.storage).manifest().facts
+                need += space_needed(job.stage, job.pipeline, facts, self.model.hidden_size)
+        self.storage.check_space(need, f"the {jobs[0].stage.name} stage")
+        for job in jobs:
+            self.storage.sweep(job.artifact.path, SWEEP_SECONDS)
+            job.artifact.begin(job.stage.config)
 
     def _finish(self, job: Job, parts: Sequence[Part], facts: Mapping[str, Json], seconds: float) -> None:
         stage = job.stage
@@ -237,12 +242,14 @@ class Runner:
         )
 
     def _connect(self) -> None:
-        from rella.dist.session import check_shared, session
+        from rella.dist.session import check_shared, resources, session
 
         if not self._connected:
             started = time.monotonic()
             self._open.enter_context(session(self.experiment.cluster))
             check_shared(self.storage)
+            # More workers than there are would otherwise show only when a stage asks for them.
+            resources(self.experiment.cluster)
             self._connected = True
             self.say(f"{'ray':<9} ready  {time.monotonic() - started:.1f} s")
 
@@ -267,6 +274,8 @@ def _prepare(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
         facts = dataset_facts(raw, tables)
         check_both_labels(facts)
         runner.say(f"{PREPARE:<9} {table1_row(facts)}")
+        held = (tables.users, tables.items, tables.interactions, tables.samples)
+        runner.storage.check_space(sum(int(t.nbytes) for t in held), f"the {PREPARE} stage")
         columns = {"users": tables.users, "items": tables.items}
         columns |= {"interactions": tables.interactions, "samples": tables.samples}
         yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], facts

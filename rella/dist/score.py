@@ -109,6 +109,7 @@ class ScoreWorker:
             self.tokenizer.pad_token_id,
             e.score.batch_tokens,
             lambda n: self.progress.report(n),
+            e.score.bucketing,
         )
         facts = {
             "tokens": sum(len(p) for p in prompts),

@@ -236,7 +236,7 @@ def check_shared(storage: Storage) -> None:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if not ray.get(_sees.options(scheduling_strategy=there).remote(storage, probe)):
                 raise ClusterError(
-                    f"storage {storage.uri} is not shared: node {node['NodeManagerAddress']} does not see what this "
+                    f"storage {storage.shown()} is not shared: node {node['NodeManagerAddress']} does not see what this "
                     "one wrote; give a folder on a network mount or a URI such as s3://bucket/rella with --storage"
                 )
     finally:
@@ -248,10 +248,12 @@ class _Counter:
     """Adds up what workers report; the driver looks at it now and then. One serves a whole session."""
 
     def __init__(self) -> None:
-        self.topic, self.done, self.note = 0, 0, ""
+        self.start(0)
 
     def start(self, topic: int) -> None:
         self.topic, self.done, self.note = topic, 0, ""
+        self.at: dict[int, int] = {}
+        self.failed: dict[str, Any] | None = None
 
     def add(self, topic: int, rows: int, note: str) -> None:
         # A straggler of the stage before must not move this one's bar.
@@ -259,8 +261,20 @@ class _Counter:
             self.done += rows
             self.note = note or self.note
 
+    def set(self, topic: int, source: int, rows: int, note: str) -> None:
+        if topic == self.topic:
+            self.at[source] = rows
+            self.note = note or self.note
+
     def look(self) -> tuple[int, str]:
-        return self.done, self.note
+        return self.done + sum(self.at.values()), self.note
+
+    def fail(self, topic: int, failed: dict[str, Any]) -> None:
+        if topic == self.topic and self.failed is None:
+            self.failed = failed
+
+    def failure(self) -> dict[str, Any] | None:
+        return self.failed
 
 
 @dataclass(frozen=True)
@@ -273,6 +287,19 @@ class ProgressHandle:
     def report(self, rows: int, note: str = "") -> None:
         """Say that `rows` more are done; returns at once."""
         self.counter.add.remote(self.topic, rows, note)
+
+    def report_at(self, source: int, rows: int, note: str = "") -> None:
+        """Say that `rows` of a source are done in all: fit for work that may start again; returns at once."""
+        self.counter.set.remote(self.topic, source, rows, note)
+
+    def fail(self, failed: dict[str, Any]) -> None:
+        """Keep the first error (from `failure`) that starting again would not mend."""
+        ray.get(self.counter.fail.remote(self.topic, failed))
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return that error, if there is one."""
+        found: dict[str, Any] | None = ray.get(self.counter.failure.remote())
+        return found
 
 
 class RemoteProgress:

@@ -64,19 +64,21 @@ class PromptEncoder:
         return best
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def token_batches(lengths: Sequence[int], budget: int, bucketing: bool = True) -> Iterator[list[int]]:
     """Yield row numbers in batches of at most `budget` tokens, padding included, longest rows first.
 
     The longest batch comes first, so that a card that is too small says so at once. A row longer than the budget is a
-    batch of its own.
+    batch of its own. Without `bucketing` the rows come in their own order.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)) if bucketing else range(len(lengths))
     batch: list[int] = []
+    longest = 0
     for row in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+        if batch and max(longest, lengths[row]) * (len(batch) + 1) > budget:
             yield batch
-            batch = []
+            batch, longest = [], 0
         batch.append(row)
+        longest = max(longest, lengths[row])
     if batch:
         yield batch
 

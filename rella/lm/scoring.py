@@ -19,6 +19,7 @@ def answer_logits(
     pad: int,
     batch_tokens: int = 16384,
     on_done: Callable[[int], None] | None = None,
+    bucketing: bool = True,
 ) -> npt.NDArray[np.float32]:
     """Return s_{i,a} and s_{i,b} of Eq. 2 for every prompt: (prompts, 2) float32, Yes first.
 
@@ -31,6 +32,7 @@ def answer_logits(
         pad: any token id; padding is on the right and seen by no real token.
         batch_tokens: token budget of a forward pass, padding included.
         on_done: called with the number of prompts of each batch.
+        bucketing: batches of similar length, the longest first; else as they come.
     """
     lm = causal_lm(model)
     head = lm.get_output_embeddings()
@@ -39,7 +41,7 @@ def answer_logits(
     bias = None if getattr(head, "bias", None) is None else head.bias[list(pair)].float()
     out = np.empty((len(prompts), 2), dtype=np.float32)
     with torch.inference_mode():
-        for batch in token_batches([len(p) for p in prompts], batch_tokens):
+        for batch in token_batches([len(p) for p in prompts], batch_tokens, bucketing):
             ids, lengths = pad_right([prompts[i] for i in batch], pad, device)
             states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(batch), device=device), lengths - 1].float()

@@ -1,13 +1,15 @@
 """ReiT (§3.3): LoRA tuning with the causal language modelling objective of Eq. 3, on DeepSpeed.
 
 A step's batch is a slice of a permutation that depends on the seed and the epoch only, and its loss is the sum over the
-answers' tokens divided by their number in the whole batch. So the number of workers, the micro-batches and the
-accumulation are a matter of speed, not of result.
+answers' tokens divided by their number in the whole batch. So the number of workers, the micro-batches, the
+accumulation and the ZeRO stage are a matter of speed, not of result; and a run that was killed goes on from its last
+checkpoint, on any number of workers, as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +21,11 @@ import torch.distributed as dist
 from torch import nn
 
 from rella.config import Precision, TuneConfig
-from rella.errors import InputError
+from rella.errors import InputError, TrainingError
+from rella.lm.checkpoints import Checkpoints, Course, TrainingState
 from rella.lm.encoding import Ids, pad_right
 from rella.lm.scoring import causal_lm, finished
+from rella.lm.zero import Engine, Tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step or an epoch tells its caller; figures are reduced over all workers."""
+    """What a step or a validation tells its caller; figures are reduced over all workers."""
 
     rows: int
     """Rows trained so far."""
@@ -48,35 +52,41 @@ class Progress:
     """Mean loss per answer token of the last batch."""
     learning_rate: float
     epoch: int
+    """1 is the first."""
+    step: int
+    """Optimiser steps so far."""
+    loss_scale: float
+    """Of float16; 1 otherwise."""
     valid: dict[str, float] | None = None
-    """Metrics on the validation rows, at the end of an epoch."""
+    """Metrics on the validation rows, where they were just taken."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TuneResult:
-    """The course of one tuning run; the model itself is left with the best epoch's weights."""
+    """A finished run: its course, and the weights of its best step."""
 
-    losses: list[float] = field(default_factory=list)
-    """Mean loss per answer token, one value a step."""
-    valid: list[dict[str, float]] = field(default_factory=list)
-    """Validation metrics, one entry an epoch."""
-    best_epoch: int = 0
-    """1 is the first; the one whose weights are kept."""
-    rows: int = 0
-    """Rows trained."""
+    course: Course
+    best: Tensors
+    """Parameter name → weights on the CPU."""
 
 
-class AnswerLoss(nn.Module):
-    """Eq. 3 on a batch: summed cross-entropy of the answers' tokens, the LM head applied at their positions only."""
+class AnswerModel(nn.Module):
+    """A causal LM whose head is applied at answers only: a (B, L, V) tensor never exists."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, ids: torch.Tensor, row: torch.Tensor, position: torch.Tensor, target: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        row: torch.Tensor,
+        position: torch.Tensor,
+        target: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return a float32 scalar, the sum over answer tokens of −log P(y_j | x, y_<j).
+        """Return Eq. 3 on a batch, a float32 scalar: the sum over answer tokens of −log P(y_j | x, y_<j).
+
+        Without `target` return the logits of the whole vocabulary at the T positions: (T, V) float32.
 
         Args:
             ids: (B, L) int64, prompts and answers padded on the right.
@@ -86,24 +96,8 @@ class AnswerLoss(nn.Module):
         """
         lm = causal_lm(self.model)
         states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = lm.get_output_embeddings()(states[row, position])
-        return nn.functional.cross_entropy(finished(lm, logits.float()), target, reduction="sum")
-
-
-def deepspeed_config(config: TuneConfig, precision: Precision, accumulation: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings for a run."""
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_rows,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        # torch's AdamW on a few million LoRA weights: nothing to compile, and nothing to gain from a fused one.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "fp16": {"enabled": precision == "float16", "initial_scale_power": 14},
-        "bf16": {"enabled": precision == "bfloat16"},
-        "steps_per_print": 10**9,
-    }
+        logits = finished(lm, lm.get_output_embeddings()(states[row, position]).float())
+        return logits if target is None else nn.functional.cross_entropy(logits, target, reduction="sum")
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -112,11 +106,19 @@ def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def micro_batches(
-    batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], count: int
+    batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], count: int, bucketing: bool = True
 ) -> list[npt.NDArray[np.int64]]:
-    """Cut a step's batch into `count` pieces of similar length; some are empty when a last batch is small."""
-    by_length = batch[np.lexsort((batch, lengths[batch]))]
-    return list(np.array_split(by_length, count))
+    """Cut a step's batch into `count` pieces, of rows of similar length where `bucketing` is on, else as they come.
+
+    Some are empty when a last batch is small.
+    """
+    ordered = batch[np.lexsort((batch, lengths[batch]))] if bucketing else batch
+    return list(np.array_split(ordered, count))
+
+
+def validation_steps(steps: int, per_epoch: int) -> set[int]:
+    """Return after which of an epoch's `steps` (1 is the first) to validate: evenly spaced, the last one among them."""
+    return {math.ceil(n * steps / per_epoch) for n in range(1, per_epoch + 1)}
 
 
 @dataclass
@@ -130,101 +132,132 @@ class Tuner:
     precision: Precision
     pad: int
     seed: int
-    validate: Callable[[Any], dict[str, float]]
-    """Scores the validation rows on all workers and returns the same metrics on each."""
+    validate: Callable[[nn.Module], dict[str, float]]
+    """Scores the validation rows on all workers, given the `AnswerModel`, and returns the same metrics on each."""
     report: Callable[[Progress], None]
+    checkpoints: Checkpoints | None = None
+    """Where states go and where an earlier run's are looked for; without it a killed run starts over."""
+    _best: Tensors = field(default_factory=dict, init=False)
+    _saved: float = field(default=0.0, init=False)
 
     def run(self) -> TuneResult:
-        """Train up to `max_epochs`, keep the weights of the epoch with the best validation AUC, and return the course.
+        """Train up to `max_epochs` and return the course with the weights of the best step on validation.
 
         Raises:
             InputError: no rows.
-            FloatingPointError: a loss that is not finite.
+            TrainingError: a loss that is not finite.
+            StorageError: a checkpoint cannot be written.
         """
         if not self.rows:
             raise InputError("no training rows: --shots is 0 or the training split is empty")
-        self._start()
-        result, best, since_best = TuneResult(), -math.inf, 0
-        kept: dict[str, torch.Tensor] = {}
-        for epoch in range(self._epochs()):
-            self._epoch(epoch, result)
-            metrics = self._validate(epoch, result)
-            since_best += 1
-            if metrics["auc"] > best:
-                best, since_best, result.best_epoch = metrics["auc"], 0, epoch + 1
-                kept = {n: p.detach().clone() for n, p in self._trainable()}
-            if self.config.patience is not None and since_best >= self.config.patience:
-                break
-        with torch.no_grad():
-            for name, parameter in self._trainable():
-                parameter.copy_(kept[name])
+        course = self._start()
+        total = self._epochs() * self.steps_per_epoch
+        due = validation_steps(self.steps_per_epoch, self.config.valid_per_epoch)
+        self.engine.engine.train()
+        while course.steps < total and not self._is_over(course):
+            asked = self._step(course)
+            validated = (course.steps - 1) % self.steps_per_epoch + 1 in due
+            if validated:
+                self._validate(course)
+            if (asked or validated) and course.steps < total:
+                self._save(course)
         self.engine.destroy()
-        return result
+        return TuneResult(course, self._best)
 
     def _epochs(self) -> int:
         return min(self.config.max_epochs, self.config.stop_after or self.config.max_epochs)
 
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+    def _is_over(self, course: Course) -> bool:
+        return self.config.patience is not None and course.since_best >= self.config.patience
 
-    def _start(self) -> None:
-        import deepspeed
-
+    def _start(self) -> Course:
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
         self.accumulation = math.ceil(self.config.batch_size / (self.world * self.config.micro_batch_rows))
         self.steps_per_epoch = math.ceil(len(self.rows) / self.config.batch_size)
         self.lengths = np.array([r.tokens for r in self.rows])
-        parameters = [p for _, p in self._trainable()]
-        optimiser = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
-        self.engine, self.optimiser, *_ = deepspeed.initialize(
-            model=AnswerLoss(self.model),
-            model_parameters=parameters,
-            optimizer=optimiser,
-            config=deepspeed_config(self.config, self.precision, self.accumulation),
-        )
-        self.device = self.engine.device
+        state = self._found()
+        optimiser = None if state is None else state.optimiser
+        self.engine = Engine(AnswerModel(self.model), self.config, self.precision, self.accumulation, optimiser)
+        self.device, self._saved = self.engine.device, time.monotonic()
+        if state is None:
+            return Course()
+        self._best = state.best
+        state.course.resumed_at.append(state.course.steps)
+        return state.course
 
-    def _epoch(self, epoch: int, result: TuneResult) -> None:
-        self.engine.train()
+    def _found(self) -> TrainingState | None:
+        """The newest state of an earlier run, the same on every worker: one of them looks, all of them read."""
+        if self.checkpoints is None:
+            return None
+        name = [self.checkpoints.newest() if self.rank == 0 else None]
+        dist.broadcast_object_list(name, src=0)
+        return None if name[0] is None else self.checkpoints.load(name[0])
+
+    def _save(self, course: Course) -> None:
+        """Gather the state on all workers; one writes it, and all learn whether it could."""
+        if self.checkpoints is None:
+            return
+        state = TrainingState(course, self.engine.state(), self._best)
+        fault: list[Exception | None] = [None]
+        if self.rank == 0:
+            try:
+                self.checkpoints.save(state)
+            except OSError as error:
+                fault[0] = error
+        dist.broadcast_object_list(fault, src=0)
+        if fault[0] is not None:
+            raise fault[0]
+        self._saved = time.monotonic()
+
+    def _step(self, course: Course) -> bool:
+        """One optimiser step; return whether a checkpoint is due."""
+        epoch, step = divmod(course.steps, self.steps_per_epoch)
         order = epoch_order(len(self.rows), self.seed, epoch)
-        for step in range(self.steps_per_epoch):
-            batch = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            rate = self._set_rate(epoch * self.steps_per_epoch + step)
-            loss = self._step(batch, epoch * self.steps_per_epoch + step)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"loss is {loss} at epoch {epoch + 1}, step {step + 1}: lower the learning rate"
-                )
-            result.losses.append(loss)
-            result.rows += len(batch)
-            self.report(Progress(result.rows, self._epochs() * len(self.rows), loss, rate, epoch + 1))
+        batch = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+        rate = self._rate(course.steps)
+        self.engine.set_rate(rate)
+        loss, due = self._train_on(batch, course.steps)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"loss is {loss} at epoch {epoch + 1}, step {step + 1}: lower --tune.learning-rate, or take another "
+                "--precision"
+            )
+        course.losses.append(loss)
+        course.rows += len(batch)
+        self.report(self._progress(course, rate))
+        return due
 
-    def _set_rate(self, step: int) -> float:
+    def _progress(self, course: Course, rate: float, valid: dict[str, float] | None = None) -> Progress:
+        total, epoch = self._epochs() * len(self.rows), (course.steps - 1) // self.steps_per_epoch + 1
+        scale = self.engine.loss_scale
+        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, scale, valid)
+
+    def _rate(self, step: int) -> float:
         """Linear from the initial rate to 0 at the end of `max_epochs`, no warm-up."""
-        rate = self.config.learning_rate * (1.0 - step / (self.steps_per_epoch * self.config.max_epochs))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+        return self.config.learning_rate * (1.0 - step / (self.steps_per_epoch * self.config.max_epochs))
 
-    def _step(self, batch: npt.NDArray[np.int64], step: int) -> float:
-        """One optimiser step; return the batch's loss per answer token, over all workers."""
+    def _train_on(self, batch: npt.NDArray[np.int64], step: int) -> tuple[float, bool]:
+        """Return the batch's loss per answer token over all workers, and whether the time for a checkpoint has come."""
         # Dropout masks: a function of seed, step and worker, so that a resumed run draws the same ones.
         torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
         answer_tokens = sum(len(self.rows[i].answer) for i in batch)
-        pieces = micro_batches(batch, self.lengths, self.world * self.accumulation)
-        total = torch.zeros((), device=self.device)
+        pieces = micro_batches(batch, self.lengths, self.world * self.accumulation, self.config.bucketing)
+        # The sum of losses, and the vote for a checkpoint of the one worker whose clock counts.
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         # DeepSpeed divides by the accumulation and averages over the workers: undone here, so that every answer
         # token of the batch weighs the same.
         scale = self.world * self.accumulation / answer_tokens
         for micro in range(self.accumulation):
             piece = pieces[micro * self.world + self.rank]
             # An empty piece still takes part in every collective, with weight 0.
-            summed = self.engine(*self._inputs(piece if len(piece) else batch[:1])) * float(len(piece) > 0)
-            self.engine.backward(summed * scale)
-            self.engine.step()
-            total += summed.detach()
+            summed = self.engine.engine(*self._inputs(piece if len(piece) else batch[:1])) * float(len(piece) > 0)
+            self.engine.engine.backward(summed * scale)
+            self.engine.engine.step()
+            total[0] += summed.detach()
+        if self.rank == 0 and time.monotonic() - self._saved >= self.config.checkpoint_seconds:
+            total[1] = 1.0
         dist.all_reduce(total)
-        return float(total) / answer_tokens
+        return float(total[0]) / answer_tokens, bool(total[1] > 0)
 
     def _inputs(self, piece: npt.NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         rows = [self.rows[i] for i in piece]
@@ -234,13 +267,13 @@ class Tuner:
         row, position, target = torch.tensor(where, device=self.device).unbind(1)
         return ids, row, position, target
 
-    def _validate(self, epoch: int, result: TuneResult) -> dict[str, float]:
-        self.engine.eval()
-        metrics = self.validate(self.model)
-        result.valid.append(metrics)
-        done = self._epochs() * len(self.rows)
-        self.report(Progress(result.rows, done, result.losses[-1], self._rate_now(), epoch + 1, metrics))
-        return metrics
-
-    def _rate_now(self) -> float:
-        return float(self.optimiser.param_groups[0]["lr"])
+    def _validate(self, course: Course) -> None:
+        """Take the metrics on the validation rows and keep the weights where they are the best so far."""
+        self.engine.engine.eval()
+        metrics = self.validate(self.engine.root)
+        self.engine.engine.train()
+        best = max((v["auc"] for v in course.valid), default=-math.inf)
+        course.valid.append({**metrics, "step": course.steps})
+        if metrics["auc"] > best:
+            course.best_step, self._best = course.steps, self.engine.weights()
+        self.report(self._progress(course, self._rate(course.steps - 1), metrics))

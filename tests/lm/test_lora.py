@@ -13,7 +13,7 @@ from rella.backbones import BACKBONES, LORA_TARGETS
 from rella.config import TuneConfig
 from rella.lm.lora import add_lora, key_rows
 from rella.lm.scoring import answer_logits
-from rella.lm.tuning import AnswerLoss
+from rella.lm.tuning import AnswerModel
 
 SMALL: dict[str, Any] = {
     "vocab_size": 200,
@@ -74,7 +74,7 @@ def test_scores_and_loss_of_every_architecture(model_type: str) -> None:
         ids[row, : len(prompt)] = torch.from_numpy(prompt.astype(np.int64))
     last = torch.tensor([len(p) - 1 for p in prompts])
     with torch.no_grad():
-        loss = AnswerLoss(tuned)(ids, torch.arange(4), last, torch.full((4,), 50))
+        loss = AnswerModel(tuned)(ids, torch.arange(4), last, torch.full((4,), 50))
     assert float(loss) == pytest.approx(losses, rel=1e-5)
     assert np.abs(found[:, 0] - found[:, 1]).min() > 1e-4
 
