@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from rella.artifacts import Artifact, now
+from rella.artifacts import LEASES, Artifact, now
 from rella.errors import BusyError
 
 HEARTBEAT = 10.0
@@ -43,7 +43,7 @@ POLL = 1.0
 """Seconds, at most, between two looks while waiting."""
 BACK_OFF = 10.0
 """Seconds, at most, of the random wait after two claims met."""
-LEASE = "lease"
+LEASE = LEASES
 """The folder of an artifact's claims (`<token>.json`) and their heartbeats (`<token>.beat`)."""
 
 

@@ -103,27 +103,30 @@ def _with_config(name: str, source: str, revision: str | None, content: str, con
     return ModelIdentity(name.lower(), source, revision, content, hidden, context, kind)
 
 
-def check_adapter(folder: Path, model: ModelIdentity) -> None:
+def check_adapter(folder: Path, model: ModelIdentity, named: str | None = None) -> None:
     """Verify that `folder` is an adapter of `model`; a missing adapter is never a silent zero-shot.
+
+    Messages call it `named`, where the folder is a copy of what the user named.
 
     Raises:
         MissingError: files are missing.
         InputError: it was tuned on another base.
     """
+    shown = named or folder
     for name in ADAPTER_FILES:
         if not (folder / name).exists():
-            raise MissingError(f"adapter {folder} has no {name}: give a PEFT folder, or `--adapter none`")
+            raise MissingError(f"adapter {shown} has no {name}: give a PEFT folder, or `--adapter none`")
     if (folder / BASE_FILE).exists():
         base = json.loads((folder / BASE_FILE).read_text())
         if base["digest"] != model.digest:
             raise InputError(
-                f"adapter {folder} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
+                f"adapter {shown} was tuned on {base['name']} ({base['digest'][:12]}), not on {model.name} "
                 f"({model.digest[:12]}): give --model that base, or --adapter none"
             )
         return
-    named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
-    if named and "/" in named and not os.path.isabs(named) and named != model.source:
-        raise InputError(f"adapter {folder} names {named} as its base, not {model.source}: give --model {named}")
+    of = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if of and "/" in of and not os.path.isabs(of) and of != model.source:
+        raise InputError(f"adapter {shown} names {of} as its base, not {model.source}: give --model {of}")
 
 
 def adapter_identity(folder: Path) -> str:

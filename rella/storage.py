@@ -133,7 +133,8 @@ class Storage:
             selector = pafs.FileSelector(self.absolute(path), allow_not_found=True, recursive=recursive)
             try:
                 found = self._fs.get_file_info(selector)
-            except NotADirectoryError:
+            except (NotADirectoryError, FileNotFoundError):
+                # The second where a folder comes or goes while it is listed.
                 return []
             if not found and not path:
                 self._find_bucket()

@@ -11,6 +11,8 @@ from rella.pipeline import Pipeline, Stage
 
 SCORE_BYTES = 32
 """Of one scored row: id, label, two logits, probability."""
+SPARE_BYTES = 16_000_000
+"""Beside the columns: what Parquet, manifests, leases and the file system's blocks take."""
 
 
 def check_both_labels(facts: Mapping[str, Json]) -> None:
@@ -58,7 +60,7 @@ def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> N
 
 
 def space_needed(stage: Stage, pipeline: Pipeline, facts: Mapping[str, Json], hidden_size: int) -> int:
-    """Return the bytes that a stage's parts take at most; 0 for those that look by themselves.
+    """Return the bytes that a stage takes at most; no more than the spare ones for those that look by themselves.
 
     Args:
         stage: what will be made.
@@ -67,12 +69,13 @@ def space_needed(stage: Stage, pipeline: Pipeline, facts: Mapping[str, Json], hi
         hidden_size: of the base model.
     """
     e, items = pipeline.experiment, int(facts["items"])
+    columns = 0
     if stage.name == EMBED:
-        return 4 * items * hidden_size
-    if stage.name == PCA:
-        return 4 * items * (hidden_size if e.pca_dim == "none" else int(e.pca_dim))
-    if stage.name == RETRIEVE:
-        return 2 * e.retrieve.k_max * int(facts["samples"]) if e.retrieve.samples == "all" else 0
-    if stage.name == SCORE:
-        return SCORE_BYTES * int(facts[e.score.split] if e.test_rows == "all" else e.test_rows)
-    return 0
+        columns = 4 * items * hidden_size
+    elif stage.name == PCA:
+        columns = 4 * items * (hidden_size if e.pca_dim == "none" else int(e.pca_dim))
+    elif stage.name == RETRIEVE and e.retrieve.samples == "all":
+        columns = 2 * e.retrieve.k_max * int(facts["samples"])
+    elif stage.name == SCORE:
+        columns = SCORE_BYTES * int(facts[e.score.split] if e.test_rows == "all" else e.test_rows)
+    return columns + SPARE_BYTES

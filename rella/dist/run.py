@@ -120,8 +120,9 @@ class Runner:
         """
         adapter = None
         if experiment.adapter not in ("auto", "none"):
-            folder = Storage(resolve_uri(experiment.adapter)).local_copy("")
-            check_adapter(folder, self.model)
+            place = Storage(resolve_uri(experiment.adapter))
+            folder = place.local_copy("")
+            check_adapter(folder, self.model, place.shown())
             adapter = adapter_identity(folder)
         return build(experiment, self.raw, self.model, adapter, self.source.wording(experiment))
 

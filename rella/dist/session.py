@@ -236,8 +236,8 @@ def check_shared(storage: Storage) -> None:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if not ray.get(_sees.options(scheduling_strategy=there).remote(storage, probe)):
                 raise ClusterError(
-                    f"storage {storage.shown()} is not shared: node {node['NodeManagerAddress']} does not see what this "
-                    "one wrote; give a folder on a network mount or a URI such as s3://bucket/rella with --storage"
+                    f"storage {storage.shown()} is not shared: node {node['NodeManagerAddress']} does not see what "
+                    "this one wrote; give a folder on a network mount or a URI such as s3://bucket/rella with --storage"
                 )
     finally:
         storage.delete(probe)

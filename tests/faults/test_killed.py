@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -138,14 +143,15 @@ def test_a_training_worker_is_killed_in_the_middle_of_an_epoch(tuning: Place, un
     assert_same_scores(tuning, untouched)
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then", "stage"), [(2, 1, 3), (1, 2, 1)])
 def test_the_driver_is_killed_and_another_number_of_workers_goes_on(
-    first: int, then: int, tuning: Place, untouched: Place
+    first: int, then: int, stage: int, tuning: Place, untouched: Place
 ) -> None:
+    """And under another ZeRO stage."""
     job = tuning.start("reit", "--variants", "ours", **{"cluster.workers": first})
     job.until(lambda: max(checkpoints(tuning), default=0) >= 20)
     job.kill()
-    done = tuning.run("reit", "--variants", "ours", **{"cluster.workers": then})
+    done = tuning.run("reit", "--variants", "ours", **{"cluster.workers": then, "tune.zero_stage": stage})
     assert done.code == 0, done.out
     artifact = tuning.finished("reit")
     assert resumed_at(artifact)[0] >= 20
@@ -154,3 +160,54 @@ def test_the_driver_is_killed_and_another_number_of_workers_goes_on(
     np.testing.assert_allclose(artifact.manifest().facts["losses"], whole["losses"], rtol=0, atol=1e-5)
     assert artifact.manifest().facts["best_step"] == whole["best_step"]
     assert_same_adapter(tuning, untouched, most=2e-3)
+
+
+@pytest.fixture
+def four(model_folder: Path, tmp_path: Path) -> Iterator[Place]:
+    """A storage for jobs that join a cluster of four CPUs, which outlives their drivers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+        f"--port={port}",
+    ]
+    command += [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
+    log = (tmp_path / "ray.log").open("w")
+    ray = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 60
+        while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
+            assert ray.poll() is None, (tmp_path / "ray.log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        yield Place(str(tmp_path / "storage"), model_folder, environment)
+    finally:
+        below = psutil.Process(ray.pid).children(recursive=True)
+        ray.terminate()
+        psutil.wait_procs([psutil.Process(ray.pid), *below], timeout=20)
+        for process in (p for p in below if p.is_running()):
+            process.kill()
+        ray.kill()
+
+
+def test_two_workers_become_four(four: Place, untouched: Place) -> None:
+    """On a cluster that stays when the driver is killed, as users have it."""
+    copied(untouched, four, *UPSTREAM)
+    job = four.start("reit", "--variants", "ours", **{"cluster.workers": 2})
+    job.until(lambda: max(checkpoints(four), default=0) >= 20)
+    job.kill()
+    done = four.run("reit", "--variants", "ours", **{"cluster.workers": 4})
+    assert done.code == 0, done.out
+    facts, whole = four.finished("reit").manifest().facts, untouched.finished("reit").manifest().facts
+    assert facts["resumed_at"][0] >= 20
+    assert (facts["workers"], whole["workers"]) == (4, 2)
+    np.testing.assert_allclose(facts["losses"], whole["losses"], rtol=0, atol=1e-5)
+    assert_same_adapter(four, untouched, most=2e-3)

@@ -97,7 +97,7 @@ def test_every_stage_leaves_a_finished_artifact(main_run: Run, storage: Path) ->
         manifest = a.manifest()
         assert manifest.config
         assert manifest.code["libraries"]["ray"]
-        assert not a.storage.exists(f"{a.path}/lease.json")
+        assert a.storage.list(f"{a.path}/lease") == []
 
 
 def test_output_is_a_table_and_one_json_line_without_noise(main_run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Tuning: the loss is Eq. 3 whatever the layout, only LoRA moves, and the loss scale goes on; without DeepSpeed at work."""
+"""Tuning: the loss is Eq. 3 whatever the layout, only LoRA moves, the loss scale goes on; DeepSpeed is not at work."""
 
 from __future__ import annotations
 
