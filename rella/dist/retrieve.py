@@ -60,9 +60,11 @@ class RetrieveWorker:
         vectors: Any,  # noqa: ANN401 - a Ray object reference
         experiment: Experiment,
         longest: int,
+        threads: int,
         progress: ProgressHandle,
     ) -> None:
         tables = shared.fetch_tables()
+        self.threads = threads
         self.artifact, self.experiment, self.progress = artifact, experiment, progress
         self.histories = tables.histories()
         self.samples = chosen_samples(tables, experiment)
@@ -71,7 +73,7 @@ class RetrieveWorker:
 
     def run(self, shard: Shard) -> Part:
         """Retrieve for the samples of a shard and write their part."""
-        from rella.retrieval.blocks import top_k
+        from rella.retrieval.engines import top_k
 
         rows, s = slice(shard.start, shard.stop), self.samples
         e = self.experiment
@@ -84,6 +86,7 @@ class RetrieveWorker:
             e.retrieve.k_max,
             e.distance,
             lambda pairs: self.progress.report(pairs),
+            self.threads,
         )
         lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(positions).cast(self.kind))
         table = pa.table([pa.array(s.sample_id[rows]), lists], schema=neighbours(self.kind))
@@ -102,6 +105,7 @@ def retrieve(
             "vectors": _load_vectors.remote(vectors),
             "experiment": experiment,
             "longest": work.longest,
+            "threads": resources.cpus,
             "progress": progress.handle,
         }
         costs = {s: s.stop - s.start for s in work.shards}
