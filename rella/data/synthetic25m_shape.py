@@ -26,7 +26,9 @@ Words = npt.NDArray[np.uint64]
 
 EXACT_BELOW = 32
 """Items with fewer ratings get exactly that many; the others' numbers scatter by about their square root."""
-BINS = 32
+MOST_DRAWN = 0.8
+"""A user draws at most this part of the frequent items (those that are not dealt out exactly)."""
+BINS = 20
 """Bins of user sizes per factor e, for the fit of the weights."""
 FIRST, LAST = 789_652_009, 1_574_320_000
 """Seconds of the first and the last possible start of a session, in January 1995 and November 2019."""
@@ -49,7 +51,7 @@ class Shape:
     """Ratings of the user with the fewest."""
     longest: int = 32_202
     """Ratings of the user with the most."""
-    spread: float = 1.27
+    spread: float = 1.255
     """Standard deviation of the logarithm of a user's ratings beyond `shortest`."""
     items: int = 59_047
     """Items that somebody rates."""
@@ -77,7 +79,7 @@ class Shape:
         wrong = {
             "users": not self.users * self.shortest < self.ratings < self.users * self.longest,
             "longest": not 1 <= self.shortest < self.longest < self.items,
-            "listed": not self.items <= self.listed <= self.largest_id * 4 // 5,
+            "listed": not self.items <= self.listed <= self.largest_id * 4 // 5 < 1 << 20,
             "popularity": (ranks[0], ranks[-1]) != (1, self.items)
             or list(ranks) != sorted(set(ranks))
             or list(counts) != sorted(counts, reverse=True)
@@ -105,7 +107,11 @@ def stream(seed: int, use: int) -> np.random.Generator:
 
 
 def user_sizes(shape: Shape) -> Ints:
-    """Return the (U,) int64 numbers of ratings of the users, about ascending; sum and bounds are exact."""
+    """Return the (U,) int64 numbers of ratings of the users, about ascending; sum and bounds are exact.
+
+    Raises:
+        InputError: no numbers within the bounds have the sum.
+    """
     base = np.exp(shape.spread * ndtri((np.arange(shape.users) + 0.5) / shape.users))
 
     def sizes(scale: float) -> Ints:
@@ -156,6 +162,19 @@ def item_counts(shape: Shape) -> Ints:
     return found
 
 
+def movie_ids(rng: np.random.Generator, shape: Shape) -> tuple[Ints, Ints]:
+    """Return all movieIds, (M,) ascending, and which of them somebody rates, (I,) ascending rows."""
+    early = shape.listed // 7  # ids that were given out one after the other, with few gaps
+    dense = early * 11 // 10
+    ids = np.concatenate(
+        [
+            rng.choice(dense, early, replace=False),
+            dense + rng.choice(shape.largest_id - dense, shape.listed - early, replace=False),
+        ]
+    )
+    return np.sort(ids) + 1, np.sort(rng.choice(shape.listed, shape.items, replace=False))
+
+
 def fit(sizes: Ints, counts: Ints) -> tuple[Floats, Floats]:
     """Return the weights of the items, (I,) float64, and how many of a user's ratings are dealt out, (U,) float64.
 
@@ -163,10 +182,10 @@ def fit(sizes: Ints, counts: Ints) -> tuple[Floats, Floats]:
     for the users' t and one for the items' w.
     """
     count, group, items = np.unique(counts, return_inverse=True, return_counts=True)
-    label, bin_of, users = np.unique(np.floor(np.log(sizes) * BINS), return_inverse=True, return_counts=True)
+    _, bin_of, users = np.unique(np.floor(np.log(sizes) * BINS), return_inverse=True, return_counts=True)
     size = np.bincount(bin_of, weights=sizes) / users
     w, t = count / counts.sum(), size.copy()
-    for _ in range(60):
+    for _ in range(16):  # twelve are enough
         absent = np.exp(-np.outer(w, t))
         step = (size - items @ (1.0 - absent)) / ((items * w) @ absent)
         t = np.maximum(t + step, t / 4)  # a step from the far side of the root may be too long
@@ -175,7 +194,9 @@ def fit(sizes: Ints, counts: Ints) -> tuple[Floats, Floats]:
         w = np.maximum(w + step, w / 4)
     dealt = items * np.where(count < EXACT_BELOW, 1.0, 1.0 / count)
     of_bin = dealt @ (1.0 - np.exp(-np.outer(w, t)))
-    return w[group], (of_bin / size)[bin_of] * sizes
+    # In the model the largest user rates nearly all frequent items; the draw needs some to choose from.
+    least = sizes - MOST_DRAWN * (counts >= EXACT_BELOW).sum()
+    return w[group], np.maximum((of_bin / size)[bin_of] * sizes, least)
 
 
 def deal(rng: np.random.Generator, sizes: Ints, counts: Ints, expected: Floats) -> tuple[Ints, Items]:
@@ -233,6 +254,7 @@ class Tables(NamedTuple):
     start: Ints
     """(U + 1,) where a user's dealt items start."""
     dealt: Items
+    """(start[-1],) from `deal`."""
     word: Words
     """(U,) what a user's random numbers start from."""
     bias: Floats
@@ -244,7 +266,7 @@ class Tables(NamedTuple):
 
 
 def alias_table(weight: Floats) -> tuple[Words, Items]:
-    """Return Walker's table for draws in proportion to (F,) weights: of 2³² how often a slot stands, and for whom not."""
+    """Return `keep` and `other` of `Tables` for draws in proportion to (F,) weights."""
     scaled = (weight * (len(weight) / weight.sum())).tolist()
     keep, other = np.full(len(scaled), 1 << 32, np.uint64), np.arange(len(scaled), dtype=np.int32)
     small = [i for i, value in enumerate(scaled) if value < 1.0]
@@ -259,7 +281,7 @@ def alias_table(weight: Floats) -> tuple[Words, Items]:
 
 
 def score_bounds(shape: Shape) -> tuple[Floats, Floats]:
-    """Return the noise of scores, (4096,), and the (9,) bounds that cut standard normal scores as `shape.stars` says."""
+    """Return `noise` and `bound` of `Tables`: standard normal scores are cut as `shape.stars` says."""
     noise = math.sqrt(1.0 - BIAS**2 - QUALITY**2) * ndtri((np.arange(4096) + 0.5) / 4096)
     share = np.cumsum(shape.stars) / sum(shape.stars)
     return noise, ndtri(share[:-1])
@@ -268,6 +290,7 @@ def score_bounds(shape: Shape) -> tuple[Floats, Floats]:
 _GAMMA, _M1, _M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _11, _27, _30, _31, _32 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
+_ITEM = (1 << 20) - 1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -283,7 +306,7 @@ def _next(state: Words) -> np.uint64:  # pragma: no cover - compiled
 @numba.njit(cache=True, nogil=True)
 def _below(state: Words, n: int) -> int:  # pragma: no cover - compiled
     """Return a random number from 0 to n - 1, n below 2³²."""
-    return np.int64(((_next(state) >> _32) * np.uint64(n)) >> _32)
+    return int(np.int64(((_next(state) >> _32) * np.uint64(n)) >> _32))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -297,26 +320,32 @@ def _choose(state: Words, tables: Tables, seen: Items, mark: int, out: Items) ->
     """Fill `out` with different frequent items, drawn one after the other by weight; those `seen` by `mark` are out."""
     frequent, found = tables.weight.size, 0
     if out.size * 8 > frequent:
-        # The smallest of exponential times are the same draw, without the many repeats.
+        # The smallest of exponential times are the same draw, without the many repeats. Positive floats are ordered
+        # as their bits are; the last bits make room for the item.
         times = np.empty(frequent, np.float64)
         for i in range(frequent):
             times[i] = np.inf if seen[i] == mark else -math.log(_unit(state)) / tables.weight[i]
-        out[:] = np.argsort(times)[: out.size]
+        keys = times.view(np.int64)
+        for i in range(frequent):
+            keys[i] = keys[i] & ~_ITEM | i
+        keys.sort()
+        for j in range(out.size):
+            out[j] = keys[j] & _ITEM
         return
     while found < out.size:
         word = _next(state)
-        i = np.int64(((word >> _32) * np.uint64(frequent)) >> _32)
-        if (word & _LOW) >= tables.keep[i]:
-            i = np.int64(tables.other[i])
-        if seen[i] != mark:
-            seen[i] = mark
-            out[found] = i
+        slot = np.int64(((word >> _32) * np.uint64(frequent)) >> _32)
+        if (word & _LOW) >= tables.keep[slot]:
+            slot = np.int64(tables.other[slot])
+        if seen[slot] != mark:
+            seen[slot] = mark
+            out[found] = slot
             found += 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _sessions(state: Words, out: Ints) -> None:  # pragma: no cover - compiled
-    """Fill `out` with times: sessions of 10 to 99 ratings in no order, in them pages of 1 to 5 ratings at one second."""
+    """Fill `out` with times: sessions of 10 to 99 ratings, in them pages of 1 to 5 ratings at one second."""
     least = min(out.size // 50 * DAY, (LAST - FIRST) // 2)
     start = FIRST + _below(state, LAST - FIRST - least)
     # Most users come for a day or so, some for years.

@@ -86,3 +86,23 @@ def similarity(x: Floats, h: Floats, code: int) -> float:  # pragma: no cover - 
         for i in range(x.size):
             total += np.float64(x[i]) * np.float64(h[i])
     return total
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def similarities(x: Floats, g: Floats, h: Floats, code: int) -> tuple[float, float]:  # pragma: no cover - compiled
+    """Return the definition for x with two vectors, in the time of one: neither sum waits for the other."""
+    first, second = 0.0, 0.0
+    if code == L1:
+        for i in range(x.size):
+            first -= abs(np.float64(x[i]) - np.float64(g[i]))
+            second -= abs(np.float64(x[i]) - np.float64(h[i]))
+    elif code == L2:
+        for i in range(x.size):
+            a, b = np.float64(x[i]) - np.float64(g[i]), np.float64(x[i]) - np.float64(h[i])
+            first -= a * a
+            second -= b * b
+    else:
+        for i in range(x.size):
+            first += np.float64(x[i]) * np.float64(g[i])
+            second += np.float64(x[i]) * np.float64(h[i])
+    return first, second

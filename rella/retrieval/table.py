@@ -19,14 +19,14 @@ from threadpoolctl import threadpool_limits
 from rella.config import Distance
 from rella.data.tables import Histories
 from rella.errors import InputError
-from rella.retrieval.measures import CODES, Floats, error_bound, prepare, similarity
+from rella.retrieval.measures import CODES, Floats, error_bound, prepare, similarities, similarity
 
 ROWS = 128
 """Targets of one GEMM."""
 SLICE = 128
 """Dimensions of one GEMM: their sums are added, which makes ε that of this many terms and a few more."""
 BINS = 256
-SPREAD = 6.0
+SPREAD = 5.0
 """Standard deviations above a row's mean that the bins cover; what is above is in the last one."""
 PROBES = 512
 """Entries of a row that its mean and deviation are taken from."""
@@ -35,6 +35,7 @@ PLENTY = 4
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 
 def top_k(
@@ -192,44 +193,59 @@ def _settle(
         while stop < last and values[stop - 1] - values[stop] <= slack:
             stop += 1
         if stop - start > 1:
-            for c in range(start, stop):
-                exact[c] = similarity(ready[target], ready[history[places[c]]], code)
+            for c in range(start, stop - 1, 2):
+                x, y = ready[history[places[c]]], ready[history[places[c + 1]]]
+                exact[c], exact[c + 1] = similarities(ready[target], x, y, code)
+            if (stop - start) % 2:
+                exact[stop - 1] = similarity(ready[target], ready[history[places[stop - 1]]], code)
             _sort(exact, places, start, stop)
         start = stop
 
 
 @numba.njit(cache=True, nogil=True)
+def _encode(row: Floats, low: float, scale: float, codes: Bytes) -> None:  # pragma: no cover - compiled
+    """Put the bin of every entry of a row in `codes`: what samples gather is a byte, and the row fits the cache."""
+    for i in range(row.size):
+        place = (row[i] - np.float32(low)) * np.float32(scale)
+        codes[i] = np.uint8(min(max(place, np.float32(0.0)), np.float32(BINS - 1)))
+
+
+@numba.njit(cache=True, nogil=True)
 def _gather(
-    row: Floats, history: Ints, keep: int, low: float, scale: float, spare: int, bins: Ints, near: Floats,
-    values: Floats, places: Ints,
-) -> int:  # pragma: no cover - compiled  # fmt: skip
+    row: Floats,
+    codes: Bytes,
+    history: Ints,
+    keep: int,
+    spare: int,
+    bins: Ints,
+    near: Bytes,
+    values: Floats,
+    places: Ints,
+) -> int:  # pragma: no cover - compiled
     """Put the candidates in `values` and `places`, roughly largest first, and return their number.
 
     Bins of the row's values are counted; the bin of the K-th best and `spare` bins below it are kept.
     """
     bins[:] = 0
     for j in range(history.size):
-        value = row[history[j]]
-        near[j] = value
-        place = (value - low) * scale
-        bins[int(min(max(place, np.float32(0.0)), np.float32(BINS - 1)))] += 1
-    cut, count = BINS - 1, bins[BINS - 1]
-    while count < keep:
+        code = codes[np.uint32(history[j])]
+        near[j] = code
+        # Two counts of each bin in turn: most entries share a bin, and a count waits for the one before.
+        bins[np.uint32((j & 1) * BINS + code)] += 1
+    at, cut, more = 0, BINS, spare
+    while cut > 0 and (at < keep or more > 0):
+        more -= at >= keep
         cut -= 1
-        count += bins[cut]
-    cut = max(0, cut - spare)
-    at = 0
-    for b in range(BINS - 1, cut - 1, -1):
-        here = bins[b]
-        bins[b] = at
+        here = bins[cut] + bins[BINS + cut]
+        bins[cut] = at
         at += here
     for j in range(history.size):
-        place = min(max((near[j] - low) * scale, np.float32(0.0)), np.float32(BINS - 1))
-        if place >= cut:
-            b = int(place)
-            values[bins[b]] = near[j]
-            places[bins[b]] = j
-            bins[b] += 1
+        code = near[j]
+        if code >= cut:
+            i = bins[code]
+            values[i] = row[np.uint32(history[j])]
+            places[i] = j
+            bins[code] = i + 1
     return at
 
 
@@ -238,15 +254,14 @@ def _select(
     rows: Floats, bound: Floats, targets: Longs, first: Longs, order: Longs, user: Ints, end: Ints,
     offset: Longs, items: Ints, ready: Floats, k: int, code: int, longest: int, at: Longs, out: Ints,
 ) -> None:  # pragma: no cover - compiled  # fmt: skip
-    near, values = np.empty(longest, np.float32), np.empty(longest, np.float32)
-    places, exact, bins = np.empty(longest, np.int32), np.empty(longest, np.float64), np.empty(BINS, np.int32)
+    codes, near, bins = np.empty(rows.shape[1], np.uint8), np.empty(longest, np.uint8), np.empty(2 * BINS, np.int32)
+    values, places, exact = np.empty(longest, np.float32), np.empty(longest, np.int32), np.empty(longest, np.float64)
     for t in range(targets.size):
         row, target = rows[t], targets[t]
         slack = 2.0 * np.float64(bound[t])
         mean, deviation = _moments(row)
-        low = np.float32(mean)
         width = max(SPREAD * deviation / BINS, 1e-12)
-        scale = np.float32(1.0 / width)
+        _encode(row, mean, 1.0 / width, codes)
         # Bins that values within the slack of the K-th best may lie in, and one for roundings of the bins themselves.
         spare = 1 + int(min(np.ceil(slack / width), BINS))
         for s in order[first[target] : first[target + 1]]:
@@ -254,9 +269,10 @@ def _select(
             keep = min(history.size, k)
             if keep == 0:
                 continue
-            count = _gather(row, history, keep, low, scale, spare, bins, near, values, places)
+            count = _gather(row, codes, history, keep, spare, bins, near, values, places)
             if count > PLENTY * keep + 64:
                 count = _fewer(values, places, count, keep, slack)
             _sort(values, places, 0, count)
             _settle(values, places, count, keep, slack, exact, ready, target, history, code)
-            out[at[s] : at[s] + keep] = places[:keep]
+            for c in range(keep):
+                out[at[s] + c] = places[c]
