@@ -26,7 +26,7 @@ import torch
 
 from rella.data.synthetic25m import ml25m_shape
 from rella.data.tables import Histories
-from rella.retrieval import table
+from rella.retrieval import engines
 from rella.retrieval.measures import prepare
 
 CORES = len(os.sched_getaffinity(0))
@@ -36,6 +36,7 @@ SEED = 1
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+Answer = tuple[npt.NDArray[np.int64], Ints]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def by_user_faiss(world: World, v: Floats, users: Ints, k: int, block: int = 512
     return pairs
 
 
-def check(world: World, v: Floats, samples: npt.NDArray[np.int64], theirs: list[Ints], ours: Any, k: int) -> int:
+def check(world: World, v: Floats, samples: npt.NDArray[np.int64], theirs: list[Ints], ours: Answer, k: int) -> int:
     """Compare (a)'s answers with ours; return how many rows differ, all of them in ties of float32."""
     offsets, positions = ours
     differ = 0
@@ -186,8 +187,8 @@ def compare(world: World, kind: str, d: int, k: int, targets: int, users: int) -
     """Run everything on one kind of vectors and return the figures."""
     v, rng = vectors(kind, world.items, d), np.random.default_rng(SEED)
     first = slice(0, min(500, len(world.user)))
-    table.top_k(v, world.histories, world.user[first], world.item[first], world.end[first], k)  # compiled
-    ours, answer = timed(lambda: table.top_k(v, world.histories, world.user, world.item, world.end, k, threads=CORES))
+    engines.top_k(v, world.histories, world.user[first], world.item[first], world.end[first], k)  # compiled
+    ours, answer = timed(lambda: engines.top_k(v, world.histories, world.user, world.item, world.end, k, threads=CORES))
     samples = np.sort(rng.choice(len(world.user), min(targets, len(world.user)), replace=False))
     chosen = rng.choice(len(world.histories.offset) - 1, users, replace=False).astype(np.int32)
     a_sum, rows = authors(world, v, samples, "sum")
@@ -220,9 +221,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures of the Gaussian vectors there, flat")
     options = parser.parse_args()
     world = World.of(3000 if options.quick and options.users is None else options.users)
-    print(
-        f"{len(world.user):,} samples, {world.pairs:,} pairs, {world.items:,} items, d = {options.d}, K = {options.k}"
-    )
+    size = f"{len(world.user):,} samples, {world.pairs:,} pairs, {world.items:,} items"
+    different = len(np.unique(world.item))
+    engine = engines.cheaper(world.items, options.d, different, len(world.user), world.pairs, "cosine")
+    print(f"{size}, d = {options.d}, K = {options.k}; the cheaper engine: {engine}")
     figures: dict[str, dict[str, float]] = {}
     for kind in ("gauss",) if options.quick else ("gauss", "clusters"):
         targets, users = (500, 30) if options.quick else (4000, 400)
