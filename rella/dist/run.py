@@ -176,13 +176,17 @@ class Runner:
             return
         self._restarted.add(job.stage.key)
         if self.storage.exists(job.artifact.path) and (whole or not job.artifact.is_vouched_for()):
-            with self._lease(job):
+            # Not ended by a finished artifact, as this one may well be.
+            with Lease(job.artifact, self._waits, self.say):
                 job.artifact.clear()
             self.say(f"{job.stage.name:<9} gone   {job.artifact.where()} (--restart)")
 
     def _lease(self, job: Job) -> Lease:
-        wait = self.experiment.cluster.on_busy == "wait"
-        return Lease(job.artifact, wait, self.say, job.artifact.is_complete)
+        return Lease(job.artifact, self._waits, self.say, job.artifact.is_complete)
+
+    @property
+    def _waits(self) -> bool:
+        return self.experiment.cluster.on_busy == "wait"
 
     def _make(self, name: str, jobs: Sequence[Job]) -> None:
         """Make one stage of several pipelines under their leases."""
