@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
 SEED = int(os.environ.get("RELLA_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 """Decides the moments; printed, so that a failure can be had again."""
-MOMENTS = {"prepare": 0.4, "embed": 9.0, "pca": 0.6, "retrieve": 3.0, "reit": 25.0, "score": 4.0}
+MOMENTS = {"prepare": 0.1, "embed": 9.0, "pca": 0.6, "retrieve": 3.0, "reit": 25.0, "score": 4.0}
 """Seconds after a stage began within which its driver is killed: about as long as it takes."""
 UPSTREAM = ("prepare", "embed", "pca", "retrieve")
 
