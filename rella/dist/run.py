@@ -201,6 +201,9 @@ class Runner:
             leases = {job.stage.key: stack.enter_context(self._lease(job)) for job in ordered}
             # Another driver may have finished some of them while this one waited.
             left = [job for job in jobs if not job.artifact.is_complete()]
+            for job in jobs:
+                if job not in left:
+                    self.say(f"{name:<9} found  {job.artifact.where()}")
             if left:
                 self._begin(left)
                 started = time.monotonic()

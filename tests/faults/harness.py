@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,17 +63,18 @@ class Place:
         words = [f"--{field.replace('_', '-')}={value}" for field, value in setting.items()]
         command = [*under, sys.executable, f"jobs/{name}.py", "--storage", self.uri, "--model", str(self.model)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RELLA_", "AWS_"))}
+        handle, log = tempfile.mkstemp(prefix="rella-fault-", suffix=".log")
         process = subprocess.Popen(
             [*command, *words, *flags],
             cwd=ROOT,
             env={**clean, **self.environment},
-            stdout=subprocess.PIPE,
+            stdout=handle,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            text=True,
             start_new_session=True,
         )
-        return Running(process)
+        os.close(handle)
+        return Running(process, Path(log))
 
     def run(self, name: str, *flags: str, **changes: Any) -> Done:
         """Run a job to its end."""
@@ -121,14 +123,21 @@ class Done:
 
 @dataclass
 class Running:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self) -> str:
+        """All that it has said so far."""
+        return self.log.read_text(errors="replace")
 
     def end(self, timeout: float = 400) -> Done:
         """Wait for the end."""
         try:
-            out, _ = self.process.communicate(timeout=timeout)
+            self.process.wait(timeout)
         finally:
             self.process.kill()
+        out = self.said()
+        self.log.unlink()
         return Done(self.process.returncode, out)
 
     def until(self, condition: Callable[[], Any], timeout: float = 200) -> None:
@@ -136,7 +145,7 @@ class Running:
         end = time.monotonic() + timeout
         while not condition():
             if self.process.poll() is not None:
-                raise AssertionError(f"the job ended first:\n{self.process.communicate()[0]}")
+                raise AssertionError(f"the job ended first:\n{self.said()}")
             assert time.monotonic() < end, "nothing happened"
             time.sleep(0.02)
 
@@ -151,7 +160,11 @@ class Running:
         assert not busy, f"still at work: {busy}"
         for process in left:
             process.kill()
-        return Done(-9, self.process.communicate(timeout=30)[0])
+        return Done(-9, self.said())
+
+    def pause(self) -> None:
+        """Stop the driver alone, as a machine under pressure would; `signal.SIGCONT` lets it go on."""
+        self.process.send_signal(signal.SIGSTOP)
 
     def workers(self, name: str) -> list[psutil.Process]:
         """Ray workers below the driver whose title holds `name`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -50,8 +51,11 @@ def test_the_second_leaves_with_a_message(place: Callable[[str], Place], untouch
     here = copied(untouched, place("leave"), "prepare")
     first = here.start("embed")
     first.until(lambda: here.has("embed", "/lease/"))
+    # It must not be done before the second has come.
+    first.pause()
     second = here.run("embed", "--cluster.on-busy", "leave")
-    assert second.code == 1
+    first.process.send_signal(signal.SIGCONT)
+    assert second.code == 1, second.out
     message = [line for line in second.out.splitlines() if line.startswith("embed: ")]
     assert "is being made by another driver" in message[0]
     assert f"process {first.process.pid}, since 20" in message[0]
@@ -64,8 +68,9 @@ def test_the_second_takes_over_at_once_on_the_same_machine(place: Callable[[str]
     here = copied(untouched, place("takes"), "prepare")
     first = here.start("embed")
     first.until(lambda: here.has("embed", "/lease/"))
+    first.pause()
     second = here.start("embed")
-    first.until(lambda: here.has("embed", "/parts/") >= 1)
+    second.until(lambda: waits(second.said()))
     first.kill()
     killed = time.monotonic()
     done = second.end()
@@ -95,8 +100,9 @@ def test_the_second_takes_over_after_the_lease_from_another_host(
     under = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$0" "$@"')
     first = here.start("embed", under=under)
     first.until(lambda: here.has("embed", "/lease/"))
+    first.pause()
     second = here.start("embed")
-    first.until(lambda: here.has("embed", "/parts/") >= 1)
+    second.until(lambda: waits(second.said()))
     first.kill()
     killed = time.monotonic()
     done = second.end()
