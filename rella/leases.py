@@ -41,6 +41,8 @@ EXPIRES = 60.0
 """Seconds without one after which a lease is free."""
 POLL = 1.0
 """Seconds, at most, between two looks while waiting."""
+PATIENCE = 5.0
+"""Seconds after which a claim without a heartbeat is spoken of: by then it should have become a lease or be gone."""
 BACK_OFF = 10.0
 """Seconds, at most, of the random wait after two claims met."""
 LEASE = LEASES
@@ -266,7 +268,8 @@ class Lease:
         if not self.wait:
             raise BusyError(f"{message}: wait for it, or drop `--cluster.on_busy leave`")
         # One without a heartbeat may be withdrawn in a moment.
-        if claim.beat is not None and claim.body["token"] != self._told:
+        _, still = self._seen[claim.body["token"]]
+        if (claim.beat is not None or still >= PATIENCE) and claim.body["token"] != self._told:
             self._told = claim.body["token"]
             self.on_wait(message)
 

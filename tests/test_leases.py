@@ -753,3 +753,18 @@ def test_clean_looks_again_after_the_question(artifact: Artifact, monkeypatch: p
         monkeypatch.setattr("builtins.input", answer)
         assert main(["--storage", artifact.storage.uri, "clean", artifact.path]) == 1
         assert artifact.storage.exists(f"{artifact.path}/parts/some")
+
+
+def test_a_claim_that_comes_to_nothing_is_spoken_of_in_the_end(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver was stopped between claiming and looking: the one that waits must say for what."""
+    monkeypatch.setattr(leases, "PATIENCE", 0.2)
+    monkeypatch.setattr(leases, "EXPIRES", 0.6)
+    monkeypatch.setattr(leases, "HEARTBEAT", 0.05)
+    held_by(artifact, OTHER_HOST, 1)
+    artifact.storage.delete(f"{artifact.path}/{LEASE}/theirs.beat")
+    told: list[str] = []
+    with Lease(artifact, on_wait=told.append):
+        assert len(told) == 1
+        assert "elsewhere, process 1" in told[0]

@@ -50,7 +50,7 @@ def waits(out: str) -> list[str]:
 def test_the_second_leaves_with_a_message(place: Callable[[str], Place], untouched: Place) -> None:
     here = copied(untouched, place("leave"), "prepare")
     first = here.start("embed")
-    first.until(lambda: here.has("embed", "/lease/"))
+    first.until(lambda: here.has("embed", ".beat"))
     # It must not be done before the second has come.
     first.pause()
     second = here.run("embed", "--cluster.on-busy", "leave")
@@ -67,7 +67,7 @@ def test_the_second_leaves_with_a_message(place: Callable[[str], Place], untouch
 def test_the_second_takes_over_at_once_on_the_same_machine(place: Callable[[str], Place], untouched: Place) -> None:
     here = copied(untouched, place("takes"), "prepare")
     first = here.start("embed")
-    first.until(lambda: here.has("embed", "/lease/"))
+    first.until(lambda: here.has("embed", ".beat"))
     first.pause()
     second = here.start("embed")
     second.until(lambda: waits(second.said()))
@@ -99,7 +99,7 @@ def test_the_second_takes_over_after_the_lease_from_another_host(
     here = copied(untouched, place("elsewhere"), "prepare")
     under = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$0" "$@"')
     first = here.start("embed", under=under)
-    first.until(lambda: here.has("embed", "/lease/"))
+    first.until(lambda: here.has("embed", ".beat"))
     first.pause()
     second = here.start("embed")
     second.until(lambda: waits(second.said()))
