@@ -18,7 +18,6 @@ conditional put can prevent is a pause of more than `EXPIRES` between that check
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -112,23 +111,14 @@ def _path(artifact: Artifact, token: str, kind: str) -> str:
 def _claims(artifact: Artifact) -> dict[str, Claim]:
     """All claims by token, the unreadable too, but not those that were withdrawn between the listing and the look."""
     found = {}
-    for path in _listed(artifact):
+    # A folder that comes or goes while it is listed shows nothing, and that is safe: a driver that has claimed does not
+    # hold the lease unless it finds its own claim.
+    for path in artifact.storage.list(f"{artifact.path}/{LEASE}"):
         # The name is split at its first dot: a file that is being written has a longer ending.
         token, _, kind = path.rpartition("/")[2].partition(".")
         if kind == "json" and (data := _read(artifact, path)) is not None:
             found[token] = Claim(_parsed(data, token), _last_beat(artifact, token))
     return found
-
-
-def _listed(artifact: Artifact) -> list[str]:
-    try:
-        return artifact.storage.list(f"{artifact.path}/{LEASE}")
-    except OSError as error:
-        # A folder that comes or goes while pyarrow lists it is an error and not an empty folder. None is safe to say:
-        # a driver that has claimed does not hold the lease unless it finds its own claim.
-        if error.errno != errno.ENOENT:
-            raise
-        return []
 
 
 def _read(artifact: Artifact, path: str) -> bytes | None:

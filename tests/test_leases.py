@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -304,7 +303,7 @@ def test_a_folder_that_comes_while_it_is_listed(artifact: Artifact, monkeypatch:
     def listed(self: Storage, path: str, recursive: bool = False) -> list[str]:
         if len(failed) < 3:
             failed.append(len(tokens(artifact)))
-            raise FileNotFoundError(errno.ENOENT, "Cannot list directory")
+            return []
         return real(self, path, recursive)
 
     monkeypatch.setattr(Storage, "list", listed)

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -61,6 +61,17 @@ def test_bytes_are_not_unpacked(storage: Storage) -> None:
     """pyarrow's streams guess a compression from the name unless they are told not to."""
     storage.write("a.gz", b"not gzip")
     assert storage.read("a.gz") == b"not gzip"
+
+
+def test_a_folder_that_comes_while_it_is_listed_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow raises for it, even where a missing folder is allowed."""
+    storage, store = on_objects()
+
+    def gone(selector: object) -> Never:
+        raise FileNotFoundError(errno.ENOENT, "Cannot list directory")
+
+    monkeypatch.setattr(store, "get_file_info_selector", gone)
+    assert storage.list("sample/embed") == []
 
 
 def test_artifacts_and_leases_need_no_rename() -> None:

@@ -15,7 +15,8 @@ from rella.retrieval.table import Ints, Longs
 
 Engine = Literal["table", "blocks"]
 
-# Measured on one thread of an AMD EPYC with AVX-512, d = 512, K = 30; only their ratios matter.
+# One thread of an AMD EPYC with AVX-512, d = 512, K = 30; only their ratios matter. GEMM and BY_USER are rounded from
+# measurements (benchmarks/LOG.md); how pairs and samples share the selection's time is estimated, on the high side.
 GEMM = 0.03
 """Nanoseconds for a multiplication and an addition in the GEMM of a block of targets."""
 GATHERED = 3.0
