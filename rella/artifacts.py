@@ -53,6 +53,17 @@ def digest(value: Json) -> str:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a Parquet part is laid out; it holds the same in any."""
+
+    compression: str = "zstd"
+    row_group_rows: int | None = None
+    """Rows that can be read without the others; None for Parquet's default."""
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """Column → encoding, for all columns or for none."""
+
+
+@dataclass(frozen=True)
 class Part:
     """One immutable file of an artifact as its manifest lists it."""
 
@@ -172,13 +183,28 @@ class Artifact:
         return f"parts/{table + '/' if table else ''}part-{shard:05d}-of-{shards:05d}.parquet"
 
     def write_part(
-        self, data: pa.Table, shard: int, shards: int, table: str = "", facts: Mapping[str, Json] | None = None
+        self,
+        data: pa.Table,
+        shard: int,
+        shards: int,
+        table: str = "",
+        facts: Mapping[str, Json] | None = None,
+        layout: Layout | None = None,
     ) -> Part:
         """Write one Parquet part atomically, stamped with the key and sealed with its own digest; return its entry."""
+        how = layout or Layout()
         stamp = {"rella.key": self.key, "rella.rows": str(data.num_rows), "rella.facts": canonical_json(facts or {})}
         stamped = data.replace_schema_metadata({**stamp, "rella.seal": _NO_SEAL.decode()})
         sink = io.BytesIO()
-        pq.write_table(stamped, sink, compression="zstd", write_page_checksum=True)
+        pq.write_table(
+            stamped,
+            sink,
+            compression=how.compression,
+            write_page_checksum=True,
+            row_group_size=how.row_group_rows,
+            use_dictionary=not how.encodings,
+            column_encoding=dict(how.encodings) or None,
+        )
         part = self.write_file(self.part_name(shard, shards, table), _sealed(sink.getvalue()))
         return replace(part, rows=data.num_rows, facts=dict(facts or {}))
 

@@ -90,7 +90,10 @@ class RetrieveConfig:
     """Which samples: `all`, or a comma list of `train`, `valid`, `test`, each with `:N` for its few-shot set or subset
     of N, e.g. `train:2048,valid:2000,test:5000`."""
     shard_pairs: int = 200_000_000
-    """(target, earlier behaviour) pairs in one part."""
+    """(target, earlier behaviour) pairs that a worker takes at a time; what a kill can cost."""
+    cut: Literal["auto", "samples", "targets"] = "auto"
+    """How the work is cut: into ranges of samples, or by target, so that no target is compared with all items twice,
+    and put in order afterwards. `auto`: by target where ranges would repeat many seconds of it."""
 
 
 @dataclass(frozen=True)

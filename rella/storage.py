@@ -114,6 +114,23 @@ class Storage:
                 missing.errno = errno.ENOENT
                 raise missing from error
 
+    @contextmanager
+    def open(self, path: str) -> Iterator[pa.NativeFile]:
+        """Open a file to read pieces of it.
+
+        Raises:
+            MissingError: there is none.
+            StorageError: it cannot be read.
+        """
+        with _explained(f"cannot read {self.shown(path)}"):
+            try:
+                with self._fs.open_input_file(self.absolute(path)) as file:
+                    yield file
+            except FileNotFoundError as error:
+                missing = MissingError(f"{self.shown(path)} is missing")
+                missing.errno = errno.ENOENT
+                raise missing from error
+
     def write(self, path: str, data: bytes) -> None:
         """Write `data` so that `path` holds either the whole of it or what was there before.
 

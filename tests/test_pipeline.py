@@ -77,6 +77,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "retrieve.k_max": (90, ("retrieve",)),
     "retrieve.samples": ("all", ("retrieve",)),
     "retrieve.shard_pairs": (1000, NEITHER),
+    "retrieve.cut": ("targets", NEITHER),
     "prompt.template": ("sample", LM),
     "prompt.wrapper": ("plain", LM),
     "prompt.variant": ("authors", ("reit", "score")),

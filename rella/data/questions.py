@@ -49,11 +49,13 @@ class Neighbours:
     @staticmethod
     def from_table(table: pa.Table) -> Neighbours:
         """Read the neighbours table of an artifact."""
-        lists = table.column("positions").combine_chunks()
-        values = lists.values.to_numpy(zero_copy_only=False)
-        return Neighbours(
-            table.column("sample_id").to_numpy(), lists.offsets.to_numpy().astype(np.int64, copy=False), values
-        )
+        chunks = [c for c in table.column("positions").chunks if len(c)]
+        counts = [c.value_lengths().to_numpy().astype(np.int64, copy=False) for c in chunks]
+        # By hand: joined lists of Arrow's would count their positions in 32 bits.
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([*counts, np.zeros(0, np.int64)]))]).astype(np.int64)
+        values = [c.flatten().to_numpy(zero_copy_only=False) for c in chunks]
+        positions = np.concatenate(values) if values else np.zeros(0, np.uint8)
+        return Neighbours(table.column("sample_id").to_numpy(), offsets, positions)
 
     def top(self, sample_id: int, k: int) -> npt.NDArray[np.integer]:
         """Return the K most similar behaviours' positions in chronological order.

@@ -75,7 +75,8 @@ def space_needed(stage: Stage, pipeline: Pipeline, facts: Mapping[str, Json], hi
     elif stage.name == PCA:
         columns = 4 * items * (hidden_size if e.pca_dim == "none" else int(e.pca_dim))
     elif stage.name == RETRIEVE and e.retrieve.samples == "all":
-        columns = 2 * e.retrieve.k_max * int(facts["samples"])
+        # The parts, and what groups of targets have found for them.
+        columns = 2 * 2 * e.retrieve.k_max * int(facts["samples"])
     elif stage.name == SCORE:
         columns = SCORE_BYTES * int(facts[e.score.split] if e.test_rows == "all" else e.test_rows)
     return columns + SPARE_BYTES

@@ -28,7 +28,7 @@ def _load_tables(artifact: Artifact) -> Tables:
 
 @ray.remote(num_cpus=0)
 def _load_neighbours(artifact: Artifact) -> Neighbours:
-    return Neighbours.from_table(artifact.read().combine_chunks())
+    return Neighbours.from_table(artifact.read())
 
 
 @dataclass(frozen=True)

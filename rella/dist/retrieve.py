@@ -1,114 +1,256 @@
-"""The retrieval stage (SUBR, §3.2): contiguous ranges of samples of about equal cost, on a pool of actors."""
+"""The retrieval stage (SUBR, §3.2) on a pool of actors that share vectors and histories.
+
+Few samples are cut into ranges, each of which becomes a part. Many are cut by target, so that no row of similarities is
+computed twice: groups of targets are retrieved for first and kept below the artifact until their positions have been
+merged into parts in the order of samples (`rella.retrieval.plan`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
-from rella.artifacts import Artifact, Part
+from rella.artifacts import Artifact, Layout, Part
 from rella.config import Experiment
-from rella.data.selection import Chosen, SubsetRule, choose, wanted_ids
-from rella.data.tables import Tables
+from rella.data.selection import SubsetRule, choose, wanted_ids
+from rella.data.tables import Tables, column
 from rella.dist.dataset import Shared
 from rella.dist.embed import vectors_of
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
-from rella.dist.shards import Shard, by_cost, run_shards
+from rella.dist.shards import MIN_SHARDS, Shard, by_cost, cut_at, run_shards
+from rella.errors import ArtifactError
+from rella.retrieval import engines
+from rella.retrieval.index import Index, Samples
+from rella.retrieval.plan import Plan, merge
 from rella.schemas import neighbours, position_type
+
+REPEATED = 10.0
+"""Seconds of one thread, spent on rows that several ranges of samples need, from which cutting by target pays."""
+NEIGHBOURS = Layout(encodings={"sample_id": "DELTA_BINARY_PACKED", "positions.list.element": "BYTE_STREAM_SPLIT"})
+"""Smaller than Parquet's dictionaries for numbers of such variety, and twice as fast to read."""
 
 
 @dataclass(frozen=True)
 class Work:
     """How the retrieval of a data set is cut."""
 
-    shards: list[Shard]
     samples: int
     pairs: int
     """(target, earlier behaviour) pairs."""
     longest: int
     """Behaviours in the longest history."""
+    ranges: list[Shard] | None
+    """Ranges of samples, or None where it is cut by target."""
 
 
-def chosen_samples(tables: Tables, experiment: Experiment) -> Chosen:
-    """Return the samples that `retrieve.samples` names, ascending by id."""
-    return choose(tables.samples, wanted_ids(tables.samples, experiment.retrieve.samples, SubsetRule.of(experiment)))
+def chosen_samples(tables: Tables, experiment: Experiment) -> tuple[npt.NDArray[np.int64], Samples]:
+    """Return ids and columns of the samples that `retrieve.samples` names, ascending by id; of all, without a copy."""
+    all_of_them = tables.samples
+    if experiment.retrieve.samples == "all":
+        user, item, end = (column(all_of_them, name) for name in ("user", "item", "end"))
+        return column(all_of_them, "sample_id"), Samples(user, item, end)
+    chosen = choose(all_of_them, wanted_ids(all_of_them, experiment.retrieve.samples, SubsetRule.of(experiment)))
+    return chosen.sample_id, Samples(chosen.user, chosen.item, chosen.end)
 
 
 @ray.remote(num_cpus=0)
-def _plan(tables: Tables, experiment: Experiment) -> Work:
-    end = chosen_samples(tables, experiment).end.astype(np.int64)
+def _index(tables: Tables, vectors: Artifact, experiment: Experiment) -> Index:
+    return Index.of(vectors_of(vectors.read()), tables.histories(), experiment.distance)
+
+
+@ray.remote(num_cpus=0)
+def _work(tables: Tables, index: Index, experiment: Experiment) -> Work:
+    _, samples = chosen_samples(tables, experiment)
     # A sample costs its pairs and a little on top.
-    shards = by_cost(0, end + 16, experiment.retrieve.shard_pairs)
-    return Work(shards, len(end), int(end.sum()), int(end.max(initial=0)))
+    ranges, cut = (
+        by_cost(0, samples.end.astype(np.int64) + 16, experiment.retrieve.shard_pairs),
+        experiment.retrieve.cut,
+    )
+    if cut == "auto":
+        cut = "targets" if engines.seconds(index, samples)[0] * (len(ranges) - 1) > REPEATED else "samples"
+    longest = int(samples.end.max(initial=0))
+    return Work(len(samples), samples.pairs, longest, ranges if cut == "samples" else None)
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What the driver has to know of a plan."""
+
+    digest: str
+    pairs: list[int]
+    """By group."""
+    edges: list[int]
+    """Where the parts' samples begin, and where the last one's end."""
 
 
 @ray.remote(num_cpus=0)
-def _load_vectors(artifact: Artifact) -> np.ndarray:
-    return vectors_of(artifact.read())
+def _plan(tables: Tables, index: Index, experiment: Experiment) -> tuple[Plan, Brief]:
+    _, samples = chosen_samples(tables, experiment)
+    groups = max(MIN_SHARDS, -(-samples.pairs // experiment.retrieve.shard_pairs))
+    plan = Plan.of(index, samples, experiment.retrieve.k_max, groups)
+    return plan, Brief(plan.digest, plan.pairs.tolist(), plan.edges.tolist())
 
 
-class RetrieveWorker:
-    """Reads histories and vectors from shared memory; makes one part a shard."""
+@dataclass(frozen=True)
+class Setup:
+    """What every worker of the stage gets; large things as references to the object store."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        shared: Shared,
-        vectors: Any,  # noqa: ANN401 - a Ray object reference
-        experiment: Experiment,
-        longest: int,
-        threads: int,
-        progress: ProgressHandle,
-    ) -> None:
-        tables = shared.fetch_tables()
-        self.threads = threads
-        self.artifact, self.experiment, self.progress = artifact, experiment, progress
-        self.histories = tables.histories()
-        self.samples = chosen_samples(tables, experiment)
-        self.vectors = ray.get(vectors)
-        self.kind = position_type(longest)
+    artifact: Artifact
+    shared: Shared
+    index: Any
+    experiment: Experiment
+    longest: int
+    threads: int
+    progress: ProgressHandle
+    plan: Any = None
+    work_table: str = ""
+    """Where what the plan's groups have found is kept below the artifact."""
+
+    @cached_property
+    def kind(self) -> pa.DataType:
+        """The type of positions."""
+        return position_type(self.longest)
+
+    @property
+    def k(self) -> int:
+        """Neighbours kept."""
+        return self.experiment.retrieve.k_max
+
+    def samples(self) -> tuple[npt.NDArray[np.int64], Samples]:
+        """Return the chosen samples, in a worker."""
+        return chosen_samples(self.shared.fetch_tables(), self.experiment)
+
+    def write(self, ids: npt.NDArray[np.int64], offsets: Any, positions: Any, shard: Shard, pairs: int) -> Part:  # noqa: ANN401
+        """Write a part of the neighbours table."""
+        lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(positions).cast(self.kind))
+        table = pa.table([pa.array(ids), lists], schema=neighbours(self.kind))
+        return self.artifact.write_part(table, shard.shard, shard.shards, facts={"pairs": pairs}, layout=NEIGHBOURS)
+
+
+class _Retrieving:
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.index = setup, ray.get(setup.index)
+        self.ids, self.samples = setup.samples()
+
+    def positions(
+        self, samples: Samples, engine: engines.Engine
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        k, report = self.setup.k, self.setup.progress.report
+        offsets = np.zeros(len(samples) + 1, np.int64)
+        np.cumsum(np.minimum(samples.end, k), out=offsets[1:])
+        out = np.empty(int(offsets[-1]), np.int32)
+        engines.run(self.index, samples, k, offsets[:-1], out, lambda n: report(n), self.setup.threads, engine)
+        return offsets, out
+
+
+class RangeWorker(_Retrieving):
+    """Retrieves for a range of samples, which becomes a part."""
 
     def run(self, shard: Shard) -> Part:
-        """Retrieve for the samples of a shard and write their part."""
-        from rella.retrieval.engines import top_k
-
+        """Retrieve and write the part."""
         rows, s = slice(shard.start, shard.stop), self.samples
-        e = self.experiment
-        offsets, positions = top_k(
-            self.vectors,
-            self.histories,
-            s.user[rows],
-            s.item[rows],
-            s.end[rows],
-            e.retrieve.k_max,
-            e.distance,
-            lambda pairs: self.progress.report(pairs),
-            self.threads,
+        mine = Samples(s.user[rows], s.item[rows], s.end[rows])
+        offsets, positions = self.positions(mine, "auto")
+        return self.setup.write(self.ids[rows], offsets, positions, shard, mine.pairs)
+
+
+class GroupWorker(_Retrieving):
+    """Retrieves for one of the plan's groups; what it finds waits below the artifact, a run for every part."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.plan: Plan = ray.get(setup.plan)
+
+    def run(self, shard: Shard) -> Part:
+        """Retrieve and write what was found."""
+        group = shard.shard
+        mine = self.samples.take(self.plan.rows(group))
+        _, positions = self.positions(mine, self.plan.engine(group))
+        narrow = positions.astype(self.setup.kind.to_pandas_dtype())
+        runs = self.plan.slots[group] * narrow.itemsize
+        buffers = [None, pa.py_buffer(runs), pa.py_buffer(narrow)]
+        column = pa.Array.from_buffers(pa.large_binary(), len(runs) - 1, buffers)
+        return self.setup.artifact.write_part(
+            pa.table({"positions": column}),
+            group,
+            shard.shards,
+            self.setup.work_table,
+            # One row for each part of the result, read by itself.
+            layout=Layout("none", 1, {"positions": "PLAIN"}),
         )
-        lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(positions).cast(self.kind))
-        table = pa.table([pa.array(s.sample_id[rows]), lists], schema=neighbours(self.kind))
-        return self.artifact.write_part(table, shard.shard, shard.shards, facts={"pairs": int(s.end[rows].sum())})
+
+
+class MergeWorker:
+    """Puts together a part in the order of samples from what the groups have found."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.plan = setup, ray.get(setup.plan)
+        self.ids, self.samples = setup.samples()
+
+    def run(self, shard: Shard) -> Part:
+        """Merge and write the part."""
+        plan, part = self.plan, shard.shard
+        pieces = [self._piece(group, part) for group in range(plan.groups)]
+        offsets, positions = merge(plan, part, self.samples.end, self.setup.k, pieces)
+        rows = slice(int(plan.edges[part]), int(plan.edges[part + 1]))
+        pairs = int(self.samples.end[rows].sum(dtype=np.int64))
+        made = self.setup.write(self.ids[rows], offsets, positions, shard, pairs)
+        self.setup.progress.report(rows.stop - rows.start)
+        return made
+
+    def _piece(self, group: int, part: int) -> npt.NDArray[Any]:
+        artifact, kind = self.setup.artifact, self.setup.kind.to_pandas_dtype()
+        name = artifact.part_name(group, self.plan.groups, self.setup.work_table)
+        try:
+            with artifact.storage.open(f"{artifact.path}/{name}") as file:
+                found = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(part)
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(f"{artifact.where(name)} was damaged: start the job again ({error})") from error
+        return np.frombuffer(found.column("positions")[0].as_buffer(), kind)
 
 
 def retrieve(
     artifact: Artifact, shared: Shared, vectors: Artifact, experiment: Experiment, resources: Resources
 ) -> tuple[list[Part], dict[str, int]]:
     """Retrieve for every sample asked for; return the parts and the stage's facts."""
-    work: Work = ray.get(_plan.remote(shared.tables, experiment))
+    index = _index.remote(shared.tables, vectors, experiment)
+    work: Work = ray.get(_work.remote(shared.tables, index, experiment))
     with RemoteProgress("retrieve", work.pairs, "pairs") as progress:
-        setup = {
-            "artifact": artifact,
-            "shared": shared,
-            "vectors": _load_vectors.remote(vectors),
-            "experiment": experiment,
-            "longest": work.longest,
-            "threads": resources.cpus,
-            "progress": progress.handle,
-        }
-        costs = {s: s.stop - s.start for s in work.shards}
-        kept = lambda shard: progress.handle.report(costs[shard] * work.pairs // max(1, work.samples))  # noqa: E731
-        parts = run_shards(RetrieveWorker, setup, [artifact], work.shards, resources, kept)[0]
+        setup = Setup(artifact, shared, index, experiment, work.longest, resources.cpus, progress.handle)
+        if work.ranges is not None:
+            pairs = {s: (s.stop - s.start) * work.pairs // max(1, work.samples) for s in work.ranges}
+            parts = _shards(RangeWorker, setup, pairs, resources)
+        else:
+            setup, cuts = _retrieve_groups(setup, resources)
+    if work.ranges is None:
+        with RemoteProgress("merge", work.samples, "samples") as progress:
+            parts = _shards(MergeWorker, replace(setup, progress=progress.handle), cuts, resources)
     return parts, {"samples": work.samples, "pairs": work.pairs, "longest_history": work.longest}
+
+
+def _retrieve_groups(setup: Setup, resources: Resources) -> tuple[Setup, dict[Shard, int]]:
+    """Retrieve for every group of the plan, unless all parts are there; return the parts to merge and their samples."""
+    plan, brief = _plan.options(num_returns=2).remote(setup.shared.tables, setup.index, setup.experiment)
+    known: Brief = ray.get(brief)
+    setup = replace(setup, plan=plan, work_table=f"work-{known.digest}")
+    parts = cut_at(0, known.edges[:-1], known.edges[-1])
+    if any(setup.artifact.good_part(s.shard, s.shards) is None for s in parts):
+        groups = {Shard(0, g, len(known.pairs), 0, 0): pairs for g, pairs in enumerate(known.pairs)}
+        _shards(GroupWorker, setup, groups, resources, setup.work_table)
+    return setup, {s: s.stop - s.start for s in parts}
+
+
+def _shards(
+    worker: type, setup: Setup, sizes: Mapping[Shard, int], resources: Resources, table: str = ""
+) -> list[Part]:
+    """Make shards of which each moves the bar by its size."""
+    kept = lambda shard: setup.progress.report(sizes[shard])  # noqa: E731
+    return run_shards(worker, {"setup": setup}, [setup.artifact], list(sizes), resources, kept, table)[0]

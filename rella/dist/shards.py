@@ -74,6 +74,7 @@ def run_shards(
     shards: Sequence[Shard],
     resources: Resources,
     on_kept: Callable[[Shard], None] | None = None,
+    table: str = "",
 ) -> list[list[Part]]:
     """Make every shard's part and return them by task, in shard order.
 
@@ -84,8 +85,9 @@ def run_shards(
         shards: of all tasks.
         resources: of one actor, and how many.
         on_kept: called for every shard that an earlier run left whole.
+        table: of the parts, where an artifact has several.
     """
-    found = {s: artifacts[s.task].good_part(s.shard, s.shards) for s in shards}
+    found = {s: artifacts[s.task].good_part(s.shard, s.shards, table) for s in shards}
     made = {s: part for s, part in found.items() if part is not None}
     if on_kept is not None:
         for shard in made:

@@ -1,197 +1,155 @@
-"""The exact top-K engine by user: a GEMM of a block of targets against the user's behaviours, then selection.
+"""The exact engine by user: targets against what came before them, one user after the other.
 
-The GEMM is float32 with a proven bound ε. Every behaviour within 2ε of the K-th best goes to the float64 definition, so
-block size, threads and device never change a position.
+For users with several samples a GEMM of a block of targets against the user's behaviours, for others one product after
+the other, both float32 with a proven bound ε; wherever two values are within 2ε of each other the float64 definition
+decides, so block size, threads and device never change a position. L1 has no GEMM and goes pair by pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
-import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
-from rella.config import Distance
-from rella.data.tables import Histories
-from rella.errors import InputError
-from rella.retrieval.measures import CODES, Floats, error_bound, prepare, similarity
+from rella.retrieval.index import Columns, Index, Ints, Longs, Samples
+from rella.retrieval.kernels import Scratch, bin_width, candidates, choose, encode, scratch, spare_bins
+from rella.retrieval.measures import CODES, Doubles, Floats, error_bound, quick_bound, rough
 
-BLOCK = 512
+BLOCK = 128
 """Targets of one GEMM."""
+FEW = 16
+"""Samples of a user below which copying the history's vectors together costs more than the GEMM saves."""
+PAIRS = 4_000_000
+"""(target, behaviour) pairs that a thread works on before it takes more."""
 
-Ints = npt.NDArray[np.int32]
 
-
-def top_k(
-    vectors: Floats,
-    histories: Histories,
-    user: Ints,
-    item: Ints,
-    end: Ints,
-    k: int,
-    distance: Distance = "cosine",
-    on_pairs: Callable[[int], None] | None = None,
-) -> tuple[npt.NDArray[np.int64], Ints]:
-    """Return, for each sample, the positions of the K behaviours most similar to its target, best first (SUBR, §3.2).
-
-    Ties go to the more recent behaviour. A history of fewer than K gives all of it.
+def run(
+    index: Index, samples: Samples, k: int, at: Longs, out: Ints, on_pairs: Callable[[int], None], threads: int = 1
+) -> None:
+    """Write, for each sample, the positions of the K behaviours most similar to its target to out[at[s]:], best first.
 
     Args:
-        vectors: (items, d) float32.
-        histories: all users' behaviours.
-        user: (S,) int32, user of each sample.
-        item: (S,) int32, target item.
-        end: (S,) int32, behaviours that the sample may see: the user's first `end`.
+        index: vectors and histories.
+        samples: (S,) any.
         k: K, at least 1.
-        distance: `cosine`, `dot`, `l2` or `l1`.
+        at: (S,) where each sample's min(end, K) positions go.
+        out: is filled.
         on_pairs: called with the number of (target, behaviour) pairs done since the last call.
-
-    Returns:
-        offsets (S + 1,) int64 and positions (offsets[-1],) int32: sample s has positions[offsets[s] : offsets[s + 1]].
-
-    Raises:
-        InputError: K below 1, or a vector that is not finite.
+        threads: groups of users that are worked on at once.
     """
-    if k < 1:
-        raise InputError(f"k is {k}: at least one behaviour must be retrieved")
-    ready = prepare(vectors, distance)
-    offsets = np.zeros(len(user) + 1, dtype=np.int64)
-    np.cumsum(np.minimum(end, k), out=offsets[1:])
-    positions = np.empty(int(offsets[-1]), dtype=np.int32)
-    for rows in _by_user(user):
-        behaviours, _ = histories.of(int(user[rows[0]]), int(end[rows].max()))
-        history = ready[behaviours]
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            targets = ready[item[block]]
-            _select_block(targets, history, end[block], k, distance, offsets[block], positions)
-            if on_pairs is not None:
-                on_pairs(int(end[block].sum()))
-    return offsets, positions
+    # A user's samples in the order of what they may see, so that a block of them has few products in vain.
+    order = np.lexsort((samples.end, samples.user))
+    user, end = samples.user[order], samples.end[order]
+    column, where, longest = index.column[samples.item[order]], at[order], int(end.max(initial=0))
+
+    def work(cut: slice) -> int:
+        bounds = _bounds(index, column[cut])
+        alone, together = _split(user[cut], index.distance == "l1")
+        _one_by_one(alone, column[cut], user[cut], end[cut], where[cut], *bounds, index.offset, index.behaviours,
+                    index.vectors, k, CODES[index.distance], longest, out)  # fmt: skip
+        for rows in together:
+            _user(index, rows, cut, user, column, end, where, bounds, k, out)
+        return int(end[cut].sum(dtype=np.int64))
+
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        for pairs in pool.map(work, _cuts(user, end)):
+            on_pairs(pairs)
 
 
-def _by_user(user: Ints) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the row numbers of each user's samples."""
-    order = np.argsort(user, kind="stable")
-    cuts = np.flatnonzero(np.diff(user[order])) + 1
-    if len(order):
-        yield from np.split(order, cuts)
+def _cuts(user: Ints, end: Ints) -> list[slice]:
+    """Cut samples that are sorted by user into runs of about equal cost; a user's stay together."""
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    if not len(starts):
+        return []
+    cost = np.add.reduceat(end.astype(np.int64) + 1, starts)
+    group = (np.cumsum(cost) - cost) // PAIRS
+    edges = [*starts[np.flatnonzero(np.diff(group, prepend=-1))].tolist(), len(user)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _select_block(
-    targets: Floats,
-    history: Floats,
-    end: Ints,
-    k: int,
-    distance: Distance,
-    at: npt.NDArray[np.int64],
-    out: Ints,
-) -> None:
-    code = CODES[distance]
-    if distance == "l1":
-        # No GEMM gives a sum of absolute differences: the definition is the engine.
-        _exact_only(targets, history, end, k, code, at, out)
+def _bounds(index: Index, targets: Ints) -> tuple[Floats, Doubles]:
+    norms, d = index.norms[targets], index.vectors.shape[1]
+    return (
+        error_bound(norms, index.longest, d, index.distance),
+        quick_bound(norms, index.longest, d, index.distance),
+    )
+
+
+def _split(user: Ints, all_alone: bool) -> tuple[Longs, list[slice]]:
+    """Return the rows of users with few samples, and the runs of the others."""
+    edges = [*np.flatnonzero(np.diff(user, prepend=-1)).tolist(), len(user)]
+    runs = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    together = [] if all_alone else [r for r in runs if r.stop - r.start >= FEW]
+    alone = np.ones(len(user), bool)
+    for rows in together:
+        alone[rows] = False
+    return np.flatnonzero(alone), together
+
+
+def _user(
+    index: Index, rows: slice, cut: slice, user: Ints, column: Ints, end: Ints, where: Longs,
+    bounds: tuple[Floats, Doubles], k: int, out: Ints,
+) -> None:  # fmt: skip
+    """Retrieve for one user's samples, `rows` of `cut`."""
+    start, stop = cut.start + rows.start, cut.start + rows.stop
+    begin = index.offset[user[start]]
+    behaviours = index.behaviours[begin : begin + end[stop - 1]]
+    history = index.vectors[behaviours]
+    for a in range(start, stop, BLOCK):
+        b = min(a + BLOCK, stop)
+        seen = int(end[b - 1])
+        approx = index.vectors[column[a:b]] @ history[:seen].T
+        if index.distance == "l2":
+            squares = (index.norms**2).astype(np.float32)
+            approx = 2.0 * approx - squares[behaviours[:seen]] - squares[column[a:b]][:, None]
+        mine = slice(a - cut.start, b - cut.start)
+        _of_block(approx, bounds[0][mine], bounds[1][mine], column[a:b], end[a:b], where[a:b], behaviours,
+                  index.vectors, k, CODES[index.distance], out)  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True)
+def _of_values(
+    values: Floats, s: Scratch, bound: float, tiny: float, vectors: Floats, target: int, history: Columns, k: int,
+    code: int, out: Ints, at: int,
+) -> None:  # pragma: no cover - compiled  # fmt: skip
+    """Select from the (n,) similarities of a sample's history."""
+    keep = min(values.size, k)
+    if keep == 0:
         return
-    approx = targets @ history.T
-    target_norm = np.sqrt((targets.astype(np.float64) ** 2).sum(axis=1))
-    squares = (history.astype(np.float64) ** 2).sum(axis=1)
-    largest = float(np.sqrt(squares.max(initial=0.0)))
-    if distance == "l2":
-        approx = 2.0 * approx - squares.astype(np.float32) - (target_norm**2).astype(np.float32)[:, None]
-    bound = error_bound(target_norm, largest, targets.shape[1], distance)
-    _refine(approx.astype(np.float32, copy=False), bound, targets, history, end, k, code, at, out)
+    low, width = bin_width(values)
+    encode(values, low, width, s.near)
+    count = candidates(s.near, values.size, keep, spare_bins(2.0 * bound, width), s.places)
+    for c in range(count):
+        s.values[c] = values[s.places[c]]
+    choose(s, count, keep, 2.0 * bound, 2.0 * tiny, vectors, target, history, code, out, at)
 
 
 @numba.njit(cache=True, nogil=True)
-def _sift(heap: Floats, value: float) -> None:  # pragma: no cover - compiled
-    """Replace the smallest of a min-heap by a larger value."""
-    i, n = 0, heap.size
-    while True:
-        child = 2 * i + 1
-        if child >= n:
-            break
-        if child + 1 < n and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= value:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = value
+def _of_block(
+    approx: Floats, bound: Floats, tiny: Doubles, targets: Ints, end: Ints, at: Longs, behaviours: Columns,
+    vectors: Floats, k: int, code: int, out: Ints,
+) -> None:  # pragma: no cover - compiled  # fmt: skip
+    s = scratch(approx.shape[1])
+    for t in range(targets.size):
+        history = behaviours[: end[t]]
+        _of_values(approx[t, : end[t]], s, np.float64(bound[t]), tiny[t], vectors, targets[t], history, k, code, out,
+                   at[t])  # fmt: skip
 
 
 @numba.njit(cache=True, nogil=True)
-def _emit(
-    scores: npt.NDArray[np.float64], places: Ints, count: int, keep: int, at: int, out: Ints
-) -> None:  # pragma: no cover - compiled
-    """Write the `keep` best of `count` candidates, best first; the places ascend, so the later of two equals wins."""
-    for rank in range(keep):
-        best = 0
-        for c in range(1, count):
-            if scores[c] >= scores[best]:
-                best = c
-        out[at + rank] = places[best]
-        # Taken out, so that it cannot win again, not even at -inf.
-        for c in range(best, count - 1):
-            scores[c] = scores[c + 1]
-            places[c] = places[c + 1]
-        count -= 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _refine(
-    approx: Floats,
-    bound: Floats,
-    targets: Floats,
-    history: Floats,
-    end: Ints,
-    k: int,
-    code: int,
-    at: npt.NDArray[np.int64],
-    out: Ints,
-) -> None:  # pragma: no cover - compiled
-    scores = np.empty(history.shape[0], np.float64)
-    places = np.empty(history.shape[0], np.int32)
-    for t in range(targets.shape[0]):
-        n, row = end[t], approx[t]
-        keep = min(n, k)
-        if keep == 0:
-            continue
-        heap = np.full(keep, np.float32(-np.inf))
-        for j in range(n):
-            if row[j] > heap[0]:
-                _sift(heap, row[j])
-        least = heap[0] - 2.0 * np.float64(bound[t])
-        count = 0
-        for j in range(n):
-            if row[j] >= least:
-                scores[count] = similarity(targets[t], history[j], code)
-                places[count] = j
-                count += 1
-        _emit(scores, places, count, keep, at[t], out)
-
-
-@numba.njit(cache=True, nogil=True)
-def _exact_only(
-    targets: Floats, history: Floats, end: Ints, k: int, code: int, at: npt.NDArray[np.int64], out: Ints
-) -> None:  # pragma: no cover - compiled
-    for t in range(targets.shape[0]):
-        n = end[t]
-        scores = np.empty(n, np.float64)
-        places = np.empty(n, np.int32)
-        for j in range(n):
-            scores[j] = similarity(targets[t], history[j], code)
-            places[j] = j
-        # Keep the candidates small before the quadratic selection.
-        keep = min(n, k)
-        if n > 2 * k:
-            least = np.partition(scores, n - keep)[n - keep]
-            count = 0
-            for j in range(n):
-                if scores[j] >= least:
-                    scores[count] = scores[j]
-                    places[count] = j
-                    count += 1
-        else:
-            count = n
-        _emit(scores, places, count, keep, at[t], out)
+def _one_by_one(
+    rows: Longs, targets: Ints, user: Ints, end: Ints, at: Longs, bound: Floats, tiny: Doubles, offset: Longs,
+    behaviours: Columns, vectors: Floats, k: int, code: int, longest: int, out: Ints,
+) -> None:  # pragma: no cover - compiled  # fmt: skip
+    s, values = scratch(longest), np.empty(longest, np.float32)
+    for r in rows:
+        history = behaviours[offset[user[r]] : offset[user[r]] + end[r]]
+        x = vectors[targets[r]]
+        for j in range(history.size):
+            values[j] = rough(x, vectors[history[j]], code)
+        _of_values(values[: history.size], s, np.float64(bound[r]), tiny[r], vectors, targets[r], history, k, code,
+                   out, at[r])  # fmt: skip

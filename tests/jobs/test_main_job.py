@@ -163,7 +163,7 @@ def test_the_adapter_is_plain_peft_and_gives_the_same_scores(
 
 def test_neighbours_are_those_of_the_engine_on_the_stored_vectors(main_run: Run, storage: Path) -> None:
     from rella.dist.embed import vectors_of
-    from rella.retrieval.blocks import top_k
+    from rella.retrieval.engines import top_k
 
     tables = read_tables(artifact(storage, "prepare"))
     vectors = vectors_of(artifact(storage, "pca").read())

@@ -1,0 +1,181 @@
+"""How the retrieval for many samples is cut into work that nobody does twice, and put together in sample order again.
+
+A row of similarities serves all samples of a target, so the work is cut by target; samples of rare targets, which need
+no row, are cut by user. The result is wanted in the order of samples: every group of samples lists its positions in
+that order, so that a part of the result takes one run of each group's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from rella.retrieval import engines
+from rella.retrieval.engines import BY_USER, GATHERED, GEMM, SETTLED
+from rella.retrieval.index import Index, Ints, Longs, Samples
+from rella.retrieval.measures import Doubles
+from rella.retrieval.table import grouped
+
+POSITIONS = 64_000_000
+"""Positions in one part of the result, about."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups of samples to retrieve for, and parts of the result to merge them into."""
+
+    group: npt.NDArray[np.uint16]
+    """(S,) which group a sample is in."""
+    order: Ints
+    """(S,) samples by group, ascending within."""
+    first: Longs
+    """(G + 1,) where each group's samples begin in `order`."""
+    tables: int
+    """The first so many groups are for the engine by item, the others for that by user."""
+    edges: Longs
+    """(P + 1,) where each part's samples begin."""
+    slots: Longs
+    """(G, P + 1) where each part's positions begin among a group's."""
+    pairs: Longs
+    """(G,) (target, earlier behaviour) pairs."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self.pairs)
+
+    @property
+    def parts(self) -> int:
+        """How many parts the result has."""
+        return len(self.edges) - 1
+
+    @property
+    def digest(self) -> str:
+        """Name of this plan: what groups hold under another plan cannot be used."""
+        told = hashlib.sha256()
+        for array in (self.group, self.edges, self.slots):
+            told.update(np.ascontiguousarray(array).tobytes())
+        return told.hexdigest()[:12]
+
+    def rows(self, group: int) -> Longs:
+        """Return the numbers of a group's samples, ascending."""
+        return self.order[self.first[group] : self.first[group + 1]].astype(np.int64)
+
+    def engine(self, group: int) -> Literal["table", "blocks"]:
+        """Return which engine a group is for."""
+        return "table" if group < self.tables else "blocks"
+
+    @staticmethod
+    def of(index: Index, samples: Samples, k: int, groups: int, positions: int = POSITIONS) -> Plan:
+        """Cut samples into about `groups` groups of equal expected time, and their result into parts.
+
+        Args:
+            index: vectors and histories.
+            samples: (S,) in the order in which the result is wanted.
+            k: K.
+            groups: at least 1.
+            positions: of one part, about.
+        """
+        group, tables, count = _groups(index, samples, groups)
+        order, first = grouped(group, count)
+        keep = np.minimum(samples.end, k)
+        edges = _edges(keep, positions)
+        slots = np.zeros((count, len(edges)), np.int64)
+        _count(group, keep, edges, slots[:, 1:])
+        np.cumsum(slots, axis=1, out=slots)
+        pairs = np.bincount(group, weights=samples.end, minlength=count).astype(np.int64)
+        return Plan(group, order.astype(np.int32), first, tables, edges, slots, pairs)
+
+
+def _groups(index: Index, samples: Samples, groups: int) -> tuple[npt.NDArray[np.uint16], int, int]:
+    """Return each sample's group, the number of those for the engine by item, and that of all."""
+    items, d = index.vectors.shape
+    by_row = engines.by_row(index, samples)
+    in_table = by_row[samples.item]
+    cost = np.where(in_table, samples.end * GATHERED, samples.end * (d * BY_USER)) + SETTLED
+    columns, users = index.column[samples.item], len(index.offset) - 1
+    by_column = _summed(columns, cost * in_table, items)
+    by_column[index.column[by_row]] += items * d * GEMM
+    by_user = _summed(samples.user, cost * ~in_table, users)
+    size = max(float(by_column.sum() + by_user.sum()) / groups, 1.0)
+    of_column, tables = _by_cost(by_column, size)
+    of_user, blocks = _by_cost(by_user, size)
+    if tables + blocks > 2**16:
+        raise OverflowError(f"{tables + blocks} groups: raise retrieve.shard_pairs")
+    found = np.where(in_table, of_column[columns], tables + of_user[samples.user])
+    return found.astype(np.uint16), tables, tables + blocks
+
+
+def _summed(group: Ints, values: Doubles, groups: int) -> Doubles:
+    return np.bincount(group, weights=values, minlength=groups).astype(np.float64)
+
+
+def _by_cost(cost: Doubles, size: float) -> tuple[Longs, int]:
+    """Return for each entry which run it is in, of runs of about equal summed cost, and how many there are."""
+    total = float(cost.sum())
+    if total == 0.0:
+        return np.zeros(len(cost), np.int64), 0
+    runs = max(1, round(total / size))
+    before = np.cumsum(cost) - cost
+    run = np.minimum((before * (runs / total)).astype(np.int64), runs - 1)
+    # Numbered without gaps: a costly entry can be more than a run.
+    number, run = np.unique(np.where(cost > 0, run, -1), return_inverse=True)
+    empty = int(number[0] == -1)
+    return np.maximum(run - empty, 0), len(number) - empty
+
+
+def _edges(keep: Ints, positions: int) -> Longs:
+    """Cut samples so that each part has about `positions` positions; at least one part."""
+    before = np.cumsum(keep, dtype=np.int64) - keep
+    total = int(keep.sum(dtype=np.int64))
+    parts = max(1, -(-total // positions))
+    starts = np.searchsorted(before, [p * total // parts for p in range(parts)])
+    starts[0] = 0
+    edges = np.unique(np.append(starts, len(keep))).astype(np.int64)
+    return edges if len(keep) else np.zeros(2, np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(group: npt.NDArray[np.uint16], keep: Ints, edges: Longs, counts: Longs) -> None:  # pragma: no cover
+    for part in range(edges.size - 1):
+        for row in range(edges[part], edges[part + 1]):
+            counts[group[row], part] += keep[row]
+
+
+def merge(plan: Plan, part: int, end: Ints, k: int, pieces: Sequence[npt.NDArray[Any]]) -> tuple[Longs, Any]:
+    """Return the positions of one part's samples in their order.
+
+    Args:
+        plan: how the work was cut.
+        part: its number.
+        end: (S,) of all samples.
+        k: K.
+        pieces: by group, what the group has for this part: positions of any integer type.
+
+    Returns:
+        offsets (n + 1,) int64 and positions (offsets[-1],) of the pieces' type, best first.
+    """
+    rows = slice(int(plan.edges[part]), int(plan.edges[part + 1]))
+    offsets = np.zeros(rows.stop - rows.start + 1, np.int64)
+    np.cumsum(np.minimum(end[rows], k), out=offsets[1:])
+    starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])]).astype(np.int64)
+    together = np.concatenate(pieces)
+    out = np.empty(len(together), together.dtype)
+    _interleave(plan.group[rows], offsets, starts, together, out)
+    return offsets, out
+
+
+@numba.njit(cache=True, nogil=True)
+def _interleave(group: Any, offsets: Longs, cursors: Longs, pieces: Any, out: Any) -> None:  # pragma: no cover  # noqa: ANN401
+    for row in range(group.size):
+        at = cursors[group[row]]
+        n = offsets[row + 1] - offsets[row]
+        for c in range(n):
+            out[offsets[row] + c] = pieces[at + c]
+        cursors[group[row]] = at + n
