@@ -123,7 +123,7 @@ def assert_right(place: Place, found: Neighbours) -> None:
 @pytest.mark.usefixtures("_ray")
 def test_ranges_of_samples(place: Place) -> None:
     parts = place.run(cut="samples")
-    assert len(parts) == 10
+    assert 8 <= len(parts) <= 14
     assert place.work() == {}
     assert_right(place, place.read(parts))
 
@@ -141,7 +141,7 @@ def test_by_target(place: Place) -> None:
 
 @pytest.mark.usefixtures("_ray")
 def test_small_work_is_cut_into_ranges_by_itself(place: Place) -> None:
-    assert len(place.run(cut="auto")) == 10
+    assert 8 <= len(place.run(cut="auto")) <= 14
     assert place.work() == {}
 
 
