@@ -1,6 +1,6 @@
 """From MovieLens-1M's original files to samples: jobs/prepare.py against the loop over rows that notebooks run.
 
-    python benchmarks/prepare.py --raw-dir DIR [--rows N]
+    python benchmarks/prepare.py --raw-dir DIR [--quick] [--rows N] [--json FILE]
 
 Both are processes of their own, one after the other; time includes their start, memory is the peak sum of PSS over the
 process tree. The loop is what a user would otherwise write and what the paper's notebooks do: pandas, one row at a
@@ -11,26 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One process: wall seconds, peak PSS in bytes, last line of its output."""
-
-    seconds: float
-    pss: int
-    last: str
+from benchmarks.processes import measure
 
 
 def loop(raw_dir: Path, rows: int | None) -> dict[str, int]:
@@ -56,50 +43,40 @@ def loop(raw_dir: Path, rows: int | None) -> dict[str, int]:
     return {"samples": len(samples), "train": train, "valid": valid, "test": len(samples) - train - valid}
 
 
-def measure(command: list[str]) -> Measured:
-    """Run a command and watch its process tree."""
-    started, peak = time.perf_counter(), 0
-    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
-    reader.start()
-    while process.poll() is None:
-        total = 0
-        for one in [process, *process.children(recursive=True)]:
-            try:
-                total += one.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak = max(peak, total)
-        time.sleep(0.05)
-    reader.join(timeout=5)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} left with {process.returncode}")
-    return Measured(time.perf_counter() - started, peak, lines[-1].strip())
-
-
 def main() -> None:
     """Measure both and print the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--raw-dir", type=Path, required=True, help="folder with MovieLens-1M's original files")
     parser.add_argument("--rows", type=int, help="let the loop read the first N ratings only (ours reads all)")
+    parser.add_argument("--quick", action="store_true", help="under a minute: the loop reads 100,000 ratings")
+    parser.add_argument("--json", type=Path, help="write the figures there, flat")
     parser.add_argument("--loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.loop:
         print(json.dumps(loop(options.raw_dir, options.rows)))
         return
+    rows = options.rows or (100_000 if options.quick else None)
     raw = str(options.raw_dir.resolve())
     with tempfile.TemporaryDirectory() as storage:
         job = [sys.executable, "jobs/prepare.py", "--dataset", "ml-1m", "--raw-dir", raw, "--storage", storage]
         ours = measure(job)
     words = [sys.executable, __file__, "--raw-dir", raw, "--loop"]
-    other = measure(words + (["--rows", str(options.rows)] if options.rows else []))
+    other = measure(words + (["--rows", str(rows)] if rows else []))
     found, expected = json.loads(ours.last), json.loads(other.last)
-    if not options.rows and any(found[name] != size for name, size in expected.items()):
+    if not rows and any(found[name] != size for name, size in expected.items()):
         sys.exit(f"the two disagree: {found} and {expected}")
     for name, one in (("jobs/prepare.py", ours), ("loop over rows", other)):
         print(f"{name:<16} {one.seconds:8.1f} s  {one.pss / 1e9:6.2f} GB")
-    print(f"ratio            {other.seconds / ours.seconds:8.1f} ×  {other.pss / ours.pss:6.1f} ×")
+    figures = {
+        "seconds": ours.seconds,
+        "pss": ours.pss,
+        "rows_of_the_loop": float(rows or found["samples"]),
+        "ratio_loop": other.seconds / ours.seconds,
+        "memory_ratio_loop": other.pss / ours.pss,
+    }
+    print(f"ratio            {figures['ratio_loop']:8.1f} ×  {figures['memory_ratio_loop']:6.1f} ×")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
