@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,95 +120,158 @@ def authors(world: World, v: Floats, samples: npt.NDArray[np.int64], name: str) 
     return seconds, [row for part in parts for row in part]
 
 
-def by_user_torch(world: World, v: Floats, users: Ints, k: int) -> int:
-    """(b): return the pairs done."""
-    weight, pairs = torch.from_numpy(v), 0
+def by_user_torch(world: World, v: Floats, users: Ints, k: int) -> Found:
+    """(b): product, causal mask, `topk`."""
+    weight, found = torch.from_numpy(v), Found()
     for u in users.tolist():
         start, stop = world.histories.offset[u : u + 2]
         e = weight[torch.from_numpy(world.histories.item[start:stop].astype(np.int64))]
-        n = len(e)
-        for at in range(0, n, 2048):  # a user of 32,202 behaviours would take 4 GB
+        for at in range(0, len(e), 2048):  # a user of 32,202 behaviours would take 4 GB
             block = e[at : at + 2048] @ e[: at + 2048].T
             rows, columns = block.shape
             later = torch.arange(columns)[None, :] >= torch.arange(at, at + rows)[:, None]
-            block.masked_fill(later, -torch.inf).topk(min(k, columns))
-        pairs += n * (n - 1) // 2
-    return pairs
+            best = block.masked_fill_(later, -torch.inf).topk(min(k, columns))
+            found.add(u, at, best.indices)
+    return found
 
 
-def by_user_faiss(world: World, v: Floats, users: Ints, k: int, block: int = 512) -> int:
-    """(c): return the pairs done; the triangle inside a block is a small product."""
+def by_user_faiss(world: World, v: Floats, users: Ints, k: int, block: int = 512) -> Found:
+    """(c): what came before a block with FAISS, the triangle inside it with a small product, then the best of both."""
     import faiss
 
-    pairs = 0
+    found = Found()
     for u in users.tolist():
         start, stop = world.histories.offset[u : u + 2]
         e = v[world.histories.item[start:stop]]
-        n = len(e)
-        for at in range(0, n, block):
+        for at in range(0, len(e), block):
             targets = e[at : at + block]
-            inside = np.tril(targets @ targets.T, -1)
-            np.argpartition(-inside, min(k, len(targets) - 1), axis=1)
+            inside = targets @ targets.T
+            inside[np.triu_indices(len(targets))] = -np.inf
+            values, places = inside, np.broadcast_to(np.arange(at, at + len(targets)), inside.shape)
             if at:
-                faiss.knn(targets, e[:at], min(k, at), metric=faiss.METRIC_INNER_PRODUCT)
-        pairs += n * (n - 1) // 2
-    return pairs
+                near, where = faiss.knn(targets, e[:at], min(k, at), metric=faiss.METRIC_INNER_PRODUCT)
+                values, places = np.hstack([inside, near]), np.hstack([places, where])
+            most = min(k, values.shape[1])
+            best = np.argpartition(-values, most - 1, axis=1)[:, :most]
+            order = np.argsort(-np.take_along_axis(values, best, 1), axis=1, kind="stable")
+            best = np.take_along_axis(best, order, 1)
+            found.add(u, at, np.take_along_axis(places, best, 1))
+    return found
 
 
-def check(world: World, v: Floats, samples: npt.NDArray[np.int64], theirs: list[Ints], ours: Answer, k: int) -> int:
-    """Compare (a)'s answers with ours; return how many rows differ, all of them in ties of float32."""
+@dataclass
+class Found:
+    """What (b) and (c) found: positions by user and block."""
+
+    blocks: list[tuple[int, int, Any]] = field(default_factory=list)
+
+    def add(self, user: int, at: int, positions: Any) -> None:  # noqa: ANN401 - an array of torch or numpy
+        """Keep the positions of the targets `at`, `at` + 1 ... of a user."""
+        self.blocks.append((user, at, positions))
+
+    def rows(self, world: World) -> Iterator[tuple[int, Ints]]:
+        """Yield sample and positions, best first."""
+        first = np.searchsorted(world.user, np.arange(len(world.histories.offset)))
+        for user, at, positions in self.blocks:
+            for n, row in enumerate(np.asarray(positions)):
+                end = at + n
+                if end >= MIN_HISTORY:
+                    yield int(first[user]) + end - MIN_HISTORY, row[: min(end, len(row))].astype(np.int32)
+
+
+def check(world: World, v: Floats, theirs: Iterable[tuple[int, Ints]], ours: Answer, k: int) -> int:
+    """Compare others' answers with ours; return how many rows differ, all of them in ties of float32."""
     offsets, positions = ours
     differ = 0
-    for s, row in zip(samples.tolist(), theirs, strict=True):
+    for s, row in theirs:
         mine, other = positions[offsets[s] : offsets[s + 1]], row[:k]
         if np.array_equal(mine, other):
             continue
         differ += 1
         x, h = v[world.item[s]].astype(np.float64), v[world.history(s)].astype(np.float64)
-        gap = np.abs(h[mine] @ x - h[other] @ x).max()
+        gap = np.inf if mine.shape != other.shape else np.abs(h[mine] @ x - h[other] @ x).max()
         if gap > 1e-5:
             raise SystemExit(f"sample {s}: similarities differ by {gap}")
     return differ
 
 
 def bounds(world: World, d: int) -> dict[str, float]:
-    """Return the rates of this machine, measured now, and the seconds that they allow for ours at best."""
+    """Return the rates of this machine, measured now, and the seconds that they allow for ours at best.
+
+    Best is: a row of products for every target that pays one, single products at the memory's rate for the others, and
+    every behaviour's number read once.
+    """
     a, b = np.ones((512, d), np.float32), np.ones((20_000, d), np.float32)
     a @ b.T
     gemm = 512 * 20_000 * d / min(timed(lambda: a @ b.T)[0] for _ in range(3))
-    block, copy = np.ones(2**26, np.uint8), np.empty(2**26, np.uint8)
+    block, copy = np.ones(2**28, np.uint8), np.empty(2**28, np.uint8)
     memory = 2 * block.nbytes / min(timed(lambda: np.copyto(copy, block))[0] for _ in range(3))
-    targets = len(np.unique(world.item))
-    seconds = targets * world.items * d / gemm + 4 * world.pairs / memory
-    return {"gemm_gmac_per_s": gemm / 1e9, "memory_gb_per_s": memory / 1e9, "bound_seconds": seconds}
+    pairs = np.bincount(world.item, weights=world.end, minlength=world.items)
+    by_row = pairs > engines.pays_from(world.items, d, "cosine")
+    number = 2 if world.items <= 2**16 else 4
+    seconds = np.count_nonzero(by_row) * world.items * d / gemm
+    seconds += (4 * d * pairs[~by_row].sum() + number * world.pairs) / memory
+    return {"gemm_gmac_per_s": gemm / 1e9, "memory_gb_per_s": memory / 1e9, "bound_seconds": float(seconds)}
+
+
+def on_a_card(world: World, v: Floats, k: int, answer: Answer) -> float | None:
+    """Return the seconds of the engine on a GPU, its answers compared with `answer`; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    from rella.retrieval import device
+    from rella.retrieval.index import Index, Samples
+
+    samples, out = Samples(world.user, world.item, world.end), np.empty_like(answer[1])
+    index = Index.of(v, world.histories, "cosine")
+    first = samples.take(np.arange(min(500, len(samples))))
+    device.run(index, first, k, answer[0][: len(first)], out, lambda _: None)  # started
+    seconds, _ = timed(lambda: device.run(index, samples, k, answer[0][:-1], out, lambda _: None))
+    if not np.array_equal(out, answer[1]):
+        raise SystemExit("the engine on the GPU gives other positions")
+    return seconds
 
 
 def compare(world: World, kind: str, d: int, k: int, targets: int, users: int) -> dict[str, float]:
     """Run everything on one kind of vectors and return the figures."""
     v, rng = vectors(kind, world.items, d), np.random.default_rng(SEED)
-    first = slice(0, min(500, len(world.user)))
-    engines.top_k(v, world.histories, world.user[first], world.item[first], world.end[first], k)  # compiled
+    compile_all(v, k)
     ours, answer = timed(lambda: engines.top_k(v, world.histories, world.user, world.item, world.end, k, threads=CORES))
     samples = np.sort(rng.choice(len(world.user), min(targets, len(world.user)), replace=False))
-    chosen = rng.choice(len(world.histories.offset) - 1, users, replace=False).astype(np.int32)
+    chosen = np.sort(rng.choice(len(world.histories.offset) - 1, users, replace=False).astype(np.int32))
     a_sum, rows = authors(world, v, samples, "sum")
     a_product, _ = authors(world, v, samples, "product")
-    b_seconds, b_pairs = timed(lambda: by_user_torch(world, v, chosen, k))
-    c_seconds, c_pairs = timed(lambda: by_user_faiss(world, v, chosen, k))
+    b_seconds, b = timed(lambda: by_user_torch(world, v, chosen, k))
+    c_seconds, c = timed(lambda: by_user_faiss(world, v, chosen, k))
+    lengths = np.diff(world.histories.offset)[chosen]
+    pairs, theirs = int((lengths * (lengths - 1) // 2).sum()), zip(samples.tolist(), rows, strict=True)
     per_sample, per_pair = ours / len(world.user), ours / world.pairs
+    card = on_a_card(world, v, k, answer)
     found = {
         "seconds": ours,
         "ns_per_pair": per_pair * 1e9,
         "us_per_sample": per_sample * 1e6,
+        "authors_us_per_sample": a_sum / len(samples) * 1e6,
+        "engineer_ns_per_pair": b_seconds / pairs * 1e9,
         "ratio_authors": a_sum / len(samples) / per_sample,
         "ratio_authors_product": a_product / len(samples) / per_sample,
-        "ratio_engineer": b_seconds / b_pairs / per_pair,
-        "ratio_faiss": c_seconds / c_pairs / per_pair,
-        "rows_that_differ_in_ties": check(world, v, samples, rows, answer, min(k, AUTHORS_K)),
+        "ratio_engineer": b_seconds / pairs / per_pair,
+        "ratio_faiss": c_seconds / pairs / per_pair,
+        "ties_authors": check(world, v, theirs, answer, min(k, AUTHORS_K)),
+        "ties_engineer": check(world, v, b.rows(world), answer, k),
+        "ties_faiss": check(world, v, c.rows(world), answer, k),
         **bounds(world, d),
+        **({} if card is None else {"gpu_seconds": card}),
     }
     found["share_of_bound"] = found["bound_seconds"] / ours
     return found
+
+
+def compile_all(v: Floats, k: int) -> None:
+    """Run every engine on next to nothing, so that no compiler is in the times."""
+    histories = Histories(np.array([0, 40]), np.arange(40, dtype=np.int32), np.ones(40, np.float32))
+    few = tuple(np.full(20, value, np.int32) for value in (0, 7, 40))
+    for engine in ("table", "blocks", "auto"):
+        engines.top_k(v, histories, *few, k, engine=engine)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -222,9 +285,7 @@ def main() -> None:
     options = parser.parse_args()
     world = World.of(3000 if options.quick and options.users is None else options.users)
     size = f"{len(world.user):,} samples, {world.pairs:,} pairs, {world.items:,} items"
-    different = len(np.unique(world.item))
-    engine = engines.cheaper(world.items, options.d, different, len(world.user), world.pairs, "cosine")
-    print(f"{size}, d = {options.d}, K = {options.k}; the cheaper engine: {engine}")
+    print(f"{size}, d = {options.d}, K = {options.k}")
     figures: dict[str, dict[str, float]] = {}
     for kind in ("gauss",) if options.quick else ("gauss", "clusters"):
         targets, users = (500, 30) if options.quick else (4000, 400)
@@ -232,6 +293,8 @@ def main() -> None:
         print(f"\n{kind}, {CORES} cores")
         for name, value in figures[kind].items():
             print(f"  {name:<26} {value:12,.3f}")
+        if "gpu_seconds" not in figures[kind]:
+            print(f"  {'gpu_seconds':<26} not measured: there is no GPU")
     if options.json:
         said = {"samples": len(world.user), "pairs": world.pairs, "cores": CORES, **figures["gauss"]}
         options.json.write_text(json.dumps(said, indent=1) + "\n")

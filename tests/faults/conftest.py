@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Place
+from tests.faults.harness import Place, end_all
 from tests.object_store import ObjectStore, object_store
 
 
@@ -15,6 +15,12 @@ from tests.object_store import ObjectStore, object_store
 def server() -> Iterator[ObjectStore]:
     with object_store() as store:
         yield store
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture(params=["folder", "s3"])

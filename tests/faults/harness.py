@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,19 @@ SETTING: dict[str, Any] = {
 }
 """Every stage makes several parts, and tuning takes 32 steps an epoch with a checkpoint at each."""
 STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "score")
+_STARTED: list[subprocess.Popen[bytes]] = []
+
+
+def end_all() -> None:
+    """Kill what a failed test left: jobs, stopped ones too, and everything below them."""
+    for process in _STARTED:
+        if process.poll() is None:
+            below = psutil.Process(process.pid).children(recursive=True)
+            for one in [psutil.Process(process.pid), *below]:
+                with suppress(psutil.Error):
+                    one.kill()
+            process.wait(timeout=10)
+    _STARTED.clear()
 
 
 @dataclass
@@ -74,6 +88,7 @@ class Place:
             start_new_session=True,
         )
         os.close(handle)
+        _STARTED.append(process)
         return Running(process, Path(log))
 
     def run(self, name: str, *flags: str, **changes: Any) -> Done:
