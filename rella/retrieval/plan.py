@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from rella.errors import InputError
 from rella.retrieval import engines
 from rella.retrieval.engines import BY_USER, GATHERED, GEMM, SETTLED
 from rella.retrieval.index import Index, Ints, Longs, Samples
@@ -97,23 +98,39 @@ def _groups(index: Index, samples: Samples, groups: int) -> tuple[npt.NDArray[np
     """Return each sample's group, the number of those for the engine by item, and that of all."""
     items, d = index.vectors.shape
     by_row = engines.by_row(index, samples)
-    in_table = by_row[samples.item]
-    cost = np.where(in_table, samples.end * GATHERED, samples.end * (d * BY_USER)) + SETTLED
-    columns, users = index.column[samples.item], len(index.offset) - 1
-    by_column = _summed(columns, cost * in_table, items)
-    by_column[index.column[by_row]] += items * d * GEMM
-    by_user = _summed(samples.user, cost * ~in_table, users)
+    by_column, by_user = np.zeros(items), np.zeros(len(index.offset) - 1)
+    by_column[index.column[by_row]] = items * d * GEMM
+    _costs(samples.user, samples.item, samples.end, index.column, by_row, d * BY_USER, by_column, by_user)
     size = max(float(by_column.sum() + by_user.sum()) / groups, 1.0)
     of_column, tables = _by_cost(by_column, size)
     of_user, blocks = _by_cost(by_user, size)
     if tables + blocks > 2**16:
-        raise OverflowError(f"{tables + blocks} groups: raise retrieve.shard_pairs")
-    found = np.where(in_table, of_column[columns], tables + of_user[samples.user])
-    return found.astype(np.uint16), tables, tables + blocks
+        raise InputError(f"{tables + blocks} groups of targets: raise --retrieve.shard-pairs")
+    found = np.empty(len(samples), np.uint16)
+    _assign(samples.user, samples.item, index.column, by_row, of_column, of_user + tables, found)
+    return found, tables, tables + blocks
 
 
-def _summed(group: Ints, values: Doubles, groups: int) -> Doubles:
-    return np.bincount(group, weights=values, minlength=groups).astype(np.float64)
+@numba.njit(cache=True, nogil=True)
+def _costs(
+    user: Ints, item: Ints, end: Ints, column: Ints, by_row: npt.NDArray[np.bool_], by_pair: float,
+    by_column: Doubles, by_user: Doubles,
+) -> None:  # pragma: no cover - compiled  # fmt: skip
+    """Add the expected nanoseconds of every sample to its target's column or to its user."""
+    for s in range(user.size):
+        if by_row[item[s]]:
+            by_column[column[item[s]]] += end[s] * GATHERED + SETTLED
+        else:
+            by_user[user[s]] += end[s] * by_pair + SETTLED
+
+
+@numba.njit(cache=True, nogil=True)
+def _assign(
+    user: Ints, item: Ints, column: Ints, by_row: npt.NDArray[np.bool_], of_column: Longs, of_user: Longs,
+    out: npt.NDArray[np.uint16],
+) -> None:  # pragma: no cover - compiled  # fmt: skip
+    for s in range(user.size):
+        out[s] = of_column[column[item[s]]] if by_row[item[s]] else of_user[user[s]]
 
 
 def _by_cost(cost: Doubles, size: float) -> tuple[Longs, int]:
