@@ -209,8 +209,14 @@ class Artifact:
         return replace(part, rows=data.num_rows, facts=dict(facts or {}))
 
     def write_file(self, name: str, data: bytes) -> Part:
-        """Write one file below the artifact atomically and return its entry for the manifest."""
-        self.storage.write(f"{self.path}/{name}", data)
+        """Write one file below the artifact atomically and return its entry for the manifest.
+
+        One that is there and holds the same already, as a killed run may have left it, is not written again.
+        """
+        path = f"{self.path}/{name}"
+        there = self.storage.exists(path) and self.storage.size(path) == len(data)
+        if not (there and self.storage.read(path) == data):
+            self.storage.write(path, data)
         return Part(name, 0, len(data), hashlib.sha256(data).hexdigest())
 
     def good_part(self, shard: int, shards: int, table: str = "") -> Part | None:

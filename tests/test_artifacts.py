@@ -409,3 +409,16 @@ def test_a_damaged_manifest_vouches_for_nothing(artifact: Artifact) -> None:
     finished(artifact)
     file_of(artifact, "manifest.json").write_bytes(b"")
     assert not artifact.is_vouched_for()
+
+
+def test_a_file_that_holds_the_same_already_is_not_written_again(artifact: Artifact) -> None:
+    file = Path(artifact.storage.absolute(f"{artifact.path}/x.bin"))
+    first = artifact.write_file("x.bin", b"one")
+    before = file.stat().st_ino
+    assert artifact.write_file("x.bin", b"one") == first
+    assert file.stat().st_ino == before, "a rename would have put another file there"
+    assert artifact.write_file("x.bin", b"two") != first
+    assert file.read_bytes() == b"two"
+    file.unlink()
+    artifact.write_file("x.bin", b"two")
+    assert file.read_bytes() == b"two"

@@ -119,8 +119,7 @@ def _project(artifact: Artifact, pooled: Artifact, dimensions: int | None) -> li
     file = io.BytesIO()
     np.savez(file, mean=projection.mean, components=projection.components, explained=projection.explained)
     facts = {"dimensions": len(projection.components), "explained": round(float(projection.explained.sum()), 6)}
-    part = artifact.write_part(table, 0, 1, facts=facts)
-    return [part, artifact.write_file(PROJECTION, file.getvalue())]
+    return [artifact.write_part(table, 0, 1, facts=facts), artifact.write_file(PROJECTION, file.getvalue())]
 
 
 def project(artifact: Artifact, pooled: Artifact, dimensions: int | None) -> list[Part]:
