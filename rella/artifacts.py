@@ -195,7 +195,7 @@ class Artifact:
         how = layout or Layout()
         stamp = {"rella.key": self.key, "rella.rows": str(data.num_rows), "rella.facts": canonical_json(facts or {})}
         stamped = data.replace_schema_metadata({**stamp, "rella.seal": _NO_SEAL.decode()})
-        sink = io.BytesIO()
+        sink = pa.BufferOutputStream()
         pq.write_table(
             stamped,
             sink,
@@ -208,7 +208,7 @@ class Artifact:
         part = self.write_file(self.part_name(shard, shards, table), _sealed(sink.getvalue()))
         return replace(part, rows=data.num_rows, facts=dict(facts or {}))
 
-    def write_file(self, name: str, data: bytes) -> Part:
+    def write_file(self, name: str, data: bytes | bytearray) -> Part:
         """Write one file below the artifact atomically and return its entry for the manifest.
 
         One that is there and holds the same already, as a killed run may have left it, is not written again.
@@ -355,12 +355,15 @@ def _stage_of(where: str) -> str:
     return found[1] if found else "all"
 
 
-def _sealed(data: bytes) -> bytes:
-    """Put the digest of a Parquet file, taken with an empty seal, in its seal; the length stays."""
-    before, mark, after = data.rpartition(_NO_SEAL)
-    if not mark:
+def _sealed(data: pa.Buffer) -> bytearray:
+    """Return a Parquet file with the digest that it has with an empty seal in its seal; the length stays."""
+    body = bytearray(data)
+    at = body.rfind(_NO_SEAL)
+    if at < 0:
         raise RuntimeError("the Parquet writer left no room for the seal")
-    return before + _SEAL + hashlib.sha256(data).hexdigest().encode() + after
+    seal = _SEAL + hashlib.sha256(body).hexdigest().encode()
+    body[at : at + len(seal)] = seal
+    return body
 
 
 def _is_sealed(data: bytes) -> bool:

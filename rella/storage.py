@@ -131,7 +131,7 @@ class Storage:
                 missing.errno = errno.ENOENT
                 raise missing from error
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | bytearray) -> None:
         """Write `data` so that `path` holds either the whole of it or what was there before.
 
         Raises:
@@ -234,7 +234,7 @@ class Storage:
                             swept += 1
         return swept
 
-    def _write(self, target: str, data: bytes) -> None:
+    def _write(self, target: str, data: bytes | bytearray) -> None:
         if self.is_local:
             return _write_and_rename(Path(target), data)
         stream = self._fs.open_output_stream(target, compression=None)
@@ -252,7 +252,7 @@ class Storage:
             raise OSError(f"the object store kept {kept:,} of {len(data):,} bytes")
         return None
 
-    def _drop_torn(self, target: str, data: bytes) -> int | None:
+    def _drop_torn(self, target: str, data: bytes | bytearray) -> int | None:
         """Delete an object that holds only the beginning of `data` and return its size; None where it is whole.
 
         An object that holds something else is another writer's, who came later: as good as whole.
@@ -309,7 +309,7 @@ def _connect(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.S3FileSystem(**options), root
 
 
-def _write_and_rename(target: Path, data: bytes) -> None:
+def _write_and_rename(target: Path, data: bytes | bytearray) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:

@@ -26,8 +26,8 @@ ROWS = 512
 """Targets of one GEMM at most: fewer, and the packing of all vectors counts."""
 ROOM = 2**27
 """Bytes of rows that one thread holds at most."""
-BLOCKS = 48
-"""Blocks that a run has at least, where it has so many targets, so that no thread waits long for another."""
+SHARE = 16
+"""Blocks for each of several threads, so that none waits long for another; one thread has as large ones as it may."""
 SAMPLE = 1000
 """Pairs that a sample costs as much as, beside its own."""
 
@@ -67,18 +67,18 @@ def run(
 
     # One thread of BLAS in each of ours: two levels of threads would fight for the cores.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        for pairs in pool.map(work, _blocks(first, order, samples.end)):
+        for pairs in pool.map(work, _blocks(first, order, samples.end, 1 if threads == 1 else SHARE * threads)):
             on_pairs(pairs)
 
 
-def _blocks(first: Longs, order: Longs, end: Ints) -> Iterator[Longs]:
-    """Yield the columns that are targets in blocks of about equal cost, few enough for the room."""
+def _blocks(first: Longs, order: Longs, end: Ints, shares: int) -> Iterator[Longs]:
+    """Yield the columns that are targets in blocks of at most a share of the cost, few enough for the room."""
     targets = np.flatnonzero(np.diff(first))
     if not len(targets):
         return
     most = max(1, min(ROWS, ROOM // (4 * (len(first) - 1))))
     cost = np.add.reduceat(end[order].astype(np.int64), first[targets]) + SAMPLE * np.diff(first)[targets]
-    before, limit = np.cumsum(cost) - cost, max(1, int(cost.sum()) // BLOCKS)
+    before, limit = np.cumsum(cost) - cost, max(1, -(-int(cost.sum()) // shares))
     start = 0
     while start < len(targets):
         stop = int(np.searchsorted(before, before[start] + limit))

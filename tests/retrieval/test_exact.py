@@ -120,7 +120,7 @@ def test_a_zero_vector(engine: Engine, distance: Distance) -> None:
     [
         (table, "ROWS", 1),
         (table, "ROWS", 7),
-        (table, "BLOCKS", 1),
+        (table, "SHARE", 1),
         (table, "ROOM", 4000),
         (blocks, "BLOCK", 1),
         (blocks, "BLOCK", 5),

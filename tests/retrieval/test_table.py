@@ -70,13 +70,14 @@ def test_blocks_are_of_about_equal_cost_and_hold_every_target_once(monkeypatch: 
     order, first = table.grouped(columns, 1000)
     assert (np.diff(columns[order]) >= 0).all()
     assert all((np.diff(order[a:b]) > 0).all() for a, b in itertools.pairwise(first) if b > a)
-    targets = list(table._blocks(first, order, end))
+    targets = list(table._blocks(first, order, end, 48))
     assert np.array_equal(np.concatenate(targets), np.unique(columns))
     costs = [sum(int(end[order[first[t] : first[t + 1]]].sum()) + 1000 * (first[t + 1] - first[t]) for t in b)
              for b in targets]  # fmt: skip
     largest = max(int(end[columns == c].sum()) + 1000 * int((columns == c).sum()) for c in np.unique(columns))
-    assert max(costs) <= sum(costs) / table.BLOCKS + largest
+    assert max(costs) <= sum(costs) / 48 + largest
+    assert [len(b) for b in table._blocks(first, order, end, 1)] == [512, len(np.unique(columns)) - 512]
     monkeypatch.setattr(table, "ROWS", 3)
-    assert max(len(b) for b in table._blocks(first, order, end)) == 3
+    assert max(len(b) for b in table._blocks(first, order, end, 48)) == 3
     none = np.zeros(0, np.int64)
-    assert list(table._blocks(np.zeros(5, np.int64), none, none.astype(np.int32))) == []
+    assert list(table._blocks(np.zeros(5, np.int64), none, none.astype(np.int32), 1)) == []
