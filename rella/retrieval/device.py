@@ -17,7 +17,7 @@ from torch import Tensor
 from rella.retrieval import blocks
 from rella.retrieval.index import Index, Ints, Longs, Samples
 from rella.retrieval.measures import error_bound
-from rella.retrieval.table import grouped
+from rella.retrieval.table import SLICE, depth, grouped
 
 ROW_CELLS = 2**28
 """Entries of the table that are held at once."""
@@ -35,7 +35,6 @@ class _There:
 
     index: Index
     vectors: Tensor
-    slices: Tensor
     squares: Tensor
     offset: Tensor
     behaviours: Tensor
@@ -47,12 +46,12 @@ class _There:
 
         squares = put((index.norms**2).astype(np.float32))
         behaviours = put(index.behaviours.astype(np.int32))
-        return _There(index, put(index.vectors), put(index.slices), squares, put(index.offset), behaviours)
+        return _There(index, put(index.vectors), squares, put(index.offset), behaviours)
 
     def rows(self, targets: Tensor) -> Tensor:
         """Return the targets' float32 similarities to all items, (T, I)."""
         rows = torch.zeros(len(targets), len(self.vectors), device=self.vectors.device)
-        for part in self.slices:
+        for part in self.vectors.split(SLICE, dim=1):
             rows.addmm_(part[targets], part.T)
         if self.index.distance == "l2":
             rows.mul_(2.0).sub_(self.squares[None, :]).sub_(self.squares[targets][:, None])
@@ -123,8 +122,8 @@ def _block(
     index, device = there.index, there.vectors.device
     targets = torch.from_numpy(block).to(device)
     rows = there.rows(targets)
-    depth = index.slices.shape[2] + index.slices.shape[0]
-    bound = error_bound(index.norms[block], index.longest, depth, index.distance).astype(np.float64)
+    terms = depth(index.vectors.shape[1])
+    bound = error_bound(index.norms[block], index.longest, terms, index.distance).astype(np.float64)
     slack, left = torch.from_numpy(2.0 * bound).to(device), []
     for cut in _rectangles(samples.end[mine]):
         s, r = mine[cut], torch.from_numpy(row[cut]).to(device)

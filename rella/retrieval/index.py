@@ -11,9 +11,6 @@ from rella.config import Distance
 from rella.data.tables import Histories
 from rella.retrieval.measures import Doubles, Floats, norms, prepare
 
-SLICE = 128
-"""Dimensions of one GEMM of the engine by item: a sum of few terms has a narrow error bound."""
-
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Columns = npt.NDArray[np.unsignedinteger]
@@ -31,8 +28,6 @@ class Index:
     distance: Distance
     vectors: Floats
     """(I, d) as the measure is defined on, by column."""
-    slices: Floats
-    """(⌈d / SLICE⌉, I, min(d, SLICE)): the same by slices of dimensions, filled up with zeros."""
     norms: Doubles
     """(I,) lengths."""
     column: Ints
@@ -61,17 +56,7 @@ class Index:
         numbers: Columns = column.astype(np.uint16) if len(ready) <= 2**16 else column.astype(np.uint32)
         by_column, behaviours = ready[order], numbers[histories.item]
         offset = histories.offset.astype(np.int64, copy=False)
-        return Index(distance, by_column, _sliced(by_column), norms(by_column), column, offset, behaviours)
-
-
-def _sliced(vectors: Floats) -> Floats:
-    items, d = vectors.shape
-    width = min(d, SLICE)
-    out = np.zeros((-(-d // width) if d else 0, items, width), np.float32)
-    for number, part in enumerate(out):
-        columns = vectors[:, number * width : (number + 1) * width]
-        part[:, : columns.shape[1]] = columns
-    return out
+        return Index(distance, by_column, norms(by_column), column, offset, behaviours)
 
 
 @dataclass(frozen=True)

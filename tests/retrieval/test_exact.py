@@ -190,6 +190,7 @@ def test_every_pair_is_counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     vectors = clusters(rng, 300, 8)
     histories, samples = world(rng, vectors, [50, 70], 400)
     monkeypatch.setattr(blocks, "PAIRS", 100)
+    monkeypatch.setattr(table, "ROWS", 50)
     pairs: list[int] = []
     top_k(vectors, histories, *samples, 5, on_pairs=pairs.append, engine=engine)
     assert sum(pairs) == samples[2].sum()

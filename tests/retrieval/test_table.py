@@ -11,6 +11,7 @@ import pytest
 
 from rella.config import Distance
 from rella.retrieval import table
+from rella.retrieval.gemm import add_products
 from rella.retrieval.index import Index
 from rella.retrieval.measures import CODES, error_bound, similarity
 from tests.retrieval.worlds import Floats, cancelling, clusters, gaussian, world
@@ -38,17 +39,34 @@ def test_rows_are_within_their_bound(make: Callable[..., Floats], distance: Dist
 
 def test_slices_make_the_bound_narrower() -> None:
     index = index_of(gaussian(np.random.default_rng(1), 10, 512), "cosine")
-    assert index.slices.shape == (4, 10, 128)
+    assert table.depth(512) == 132
     _, sliced, _ = table._rows(index, np.arange(10), np.empty(100, np.float32))
     assert (sliced < 0.3 * error_bound(index.norms, 1.0, 512, "cosine")).all()
 
 
 @pytest.mark.parametrize("d", [1, 127, 128, 129, 300])
 def test_slices_hold_every_dimension_once(d: int) -> None:
-    index = index_of(gaussian(np.random.default_rng(d), 20, d), "dot")
-    whole = np.concatenate(list(index.slices), axis=1)
-    assert np.array_equal(whole[:, :d], index.vectors)
-    assert not whole[:, d:].any()
+    rng = np.random.default_rng(d)
+    vectors, targets = (rng.integers(-3, 4, (n, d)).astype(np.float32) for n in (20, 6))
+    rows = np.full((6, 20), np.nan, np.float32)
+    for start in range(0, d, table.SLICE):
+        add_products(rows, targets, vectors, start, min(start + table.SLICE, d))
+    assert np.array_equal(rows, targets @ vectors.T), "small integers: every sum is exact"
+
+
+def test_products_refuse_what_blas_would_read_as_something_else() -> None:
+    rows, targets, vectors = (np.zeros(shape, np.float32) for shape in ((3, 7), (3, 5), (7, 5)))
+    add_products(rows, targets, vectors, 0, 5)
+    for wrong in (
+        (rows, targets, vectors, 0, 6),
+        (rows, targets, vectors, 3, 3),
+        (rows, targets[:2], vectors, 0, 5),
+        (rows, targets, vectors.astype(np.float64), 0, 5),
+        (np.zeros((7, 3), np.float32).T, targets, vectors, 0, 5),
+    ):
+        with pytest.raises(ValueError, match=r"rows .*, targets .*, vectors"):
+            add_products(*wrong)  # type: ignore[arg-type]
+    add_products(rows[:0], targets[:0], vectors, 0, 5)
 
 
 def test_frequent_items_come_first() -> None:
