@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 0.1
-"""Seconds between two looks at the memory."""
+"""Seconds between two looks at the memory, at least."""
+SHARE = 0.03
+"""Of the time that looking may take: the kernel counts every page, and gigabytes of shared memory have many."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,19 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
     reader.start()
     while process.poll() is None:
+        looked = time.perf_counter()
         peak = max(peak, _pss(process))
-        time.sleep(EVERY)
+        _wait(process, max(EVERY, (time.perf_counter() - looked) / SHARE))
     seconds = time.perf_counter() - started
     reader.join(timeout=5)
     if process.returncode:
         sys.exit(f"{' '.join(command)} left with {process.returncode}:\n{''.join(lines[-30:])}")
     return Measured(seconds, peak, lines)
+
+
+def _wait(process: psutil.Popen, seconds: float) -> None:
+    with suppress(psutil.TimeoutExpired):
+        process.wait(seconds)
 
 
 def _pss(process: psutil.Process) -> int:

@@ -10,24 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rella.stages import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Auto, Precision
+from rella.stages import changes as _in
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Auto = Literal["auto"]
 Mix = Literal["original", "retrieved", "mixed"]
 History = Literal["recent", "retrieved"]
 Distance = Literal["cosine", "dot", "l2", "l1"]
-Precision = Literal["float32", "float16", "bfloat16"]
 OnBusy = Literal["wait", "leave"]
 Order = Literal["time", "file", "shuffle"]
 SplitBy = Literal["time", "user", "column"]
 Subsets = Literal["hash", "authors"]
-
-PREPARE, EMBED, PCA, RETRIEVE, REIT, SCORE = STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "score")
-
-
-def _in(*stages: str) -> dict[str, tuple[str, ...]]:
-    return {"stages": stages}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from functools import cached_property
 
 from rella.artifacts import Artifact, Json, digest
 from rella.backbones import lora_targets_for
-from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Experiment, History, Mix, leaves
+from rella.config import Experiment, History, Mix, leaves
 from rella.errors import InputError
 from rella.models import ModelIdentity
+from rella.stages import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE
 from rella.storage import Storage
 from rella.wording import Wording, item_part, prompt_part
 

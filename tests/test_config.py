@@ -8,7 +8,8 @@ import pytest
 
 from rella.backbones import BACKBONES, LORA_TARGETS
 from rella.cli import build, resolve
-from rella.config import CHOICES, DATASETS, LISTS, MODELS, PRESETS, STAGES, TOGETHER, Experiment, leaves
+from rella.config import CHOICES, DATASETS, LISTS, MODELS, PRESETS, TOGETHER, Experiment, leaves
+from rella.stages import STAGES
 
 LEAVES = {name: value for name, value, _ in leaves(Experiment())}
 

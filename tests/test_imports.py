@@ -19,6 +19,8 @@ JOBS = PACKAGE.parent / "jobs"
 CORE = {
     "errors",
     "config",
+    "stages",
+    "baselines",
     "cli",
     "schemas",
     "storage",

@@ -13,10 +13,11 @@ import pytest
 
 from rella import pipeline
 from rella.artifacts import digest
-from rella.config import STAGES, DataConfig, EmbedConfig, Experiment, RetrieveConfig, ScoreConfig, TuneConfig, leaves
+from rella.config import DataConfig, EmbedConfig, Experiment, RetrieveConfig, ScoreConfig, TuneConfig, leaves
 from rella.models import ModelIdentity
 from rella.pipeline import VARIANTS, Pipeline, Stage, build, chosen_variants, prepare_stage, resolve_auto
 from rella.prompts import ML_1M
+from rella.stages import STAGES
 from rella.storage import Storage
 from rella.wording import Wording, item_part, prompt_part
 

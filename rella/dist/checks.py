@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rella.artifacts import Json
-from rella.config import EMBED, PCA, REIT, RETRIEVE, SCORE
 from rella.errors import InputError
 from rella.pipeline import Pipeline, Stage
+from rella.stages import EMBED, PCA, REIT, RETRIEVE, SCORE
 
 SCORE_BYTES = 32
 """Of one scored row: id, label, two logits, probability."""

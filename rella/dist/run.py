@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rella.artifacts import Artifact, Json, Manifest, Part, now, summed
-from rella.config import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES, Experiment
+from rella.config import Experiment
 from rella.data.facts import dataset_facts
 from rella.data.samples import assemble
 from rella.data.sources import Source, table1_row
@@ -33,6 +33,7 @@ from rella.pipeline import (
     settings,
 )
 from rella.provenance import code_version, machine
+from rella.stages import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES
 from rella.storage import Storage, resolve_uri
 from rella.wording import check_wording
 

@@ -31,7 +31,7 @@ class Course:
     """What has happened in a run so far; figures are of all workers."""
 
     losses: list[float] = field(default_factory=list)
-    """Mean loss per answer token, one value a step."""
+    """Mean loss per answer token, of `rella.ctr` per sample; one value a step."""
     valid: list[dict[str, float]] = field(default_factory=list)
     """Validation metrics with the `step` after which they were taken."""
     best_step: int = 0

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rella.backbones import backbone_of
-from rella.config import Precision
 from rella.errors import InputError
 from rella.models import ModelIdentity, check_adapter
 from rella.prompts import ChatWrapper, answer_text
+from rella.stages import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

@@ -20,12 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rella.config import Precision, TuneConfig
+from rella.config import TuneConfig
 from rella.errors import InputError, TrainingError
 from rella.lm.checkpoints import Checkpoints, Course, TrainingState
 from rella.lm.encoding import Ids, pad_right
 from rella.lm.scoring import causal_lm, finished
 from rella.lm.zero import Engine, Tensors
+from rella.stages import Precision
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Progress:
     """Rows trained so far."""
     total_rows: int
     loss: float
-    """Mean loss per answer token of the last batch."""
+    """Mean loss per answer token, of `rella.ctr` per sample, of the last batch."""
     learning_rate: float
     epoch: int
     """1 is the first."""

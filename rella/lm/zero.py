@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rella.config import Precision, TuneConfig
+from rella.config import TuneConfig
+from rella.stages import Precision
 
 Tensors = dict[str, torch.Tensor]
 """Parameter name → whole tensor on the CPU."""

@@ -1,0 +1,168 @@
+"""Configuration of the eleven baselines of Table 2 (§4.1.3, Appendix C)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rella.stages import MLM, TEXTCTR, Auto, Precision
+from rella.stages import changes as _in
+
+Baseline = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "ctr-bert", "ptab", "p5"]
+Search = Literal["semantic", "hard", "soft"]
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The baselines of §4.1.3. Defaults are values of Appendix C's grids for MovieLens; its K is the experiment's."""
+
+    model: Baseline = "sim"
+    """Feature interaction (`deepfm`, `autoint`, `dcnv2`), user behaviour (`gru4rec`, `caser`, `sasrec`, `din`, `sim`)
+    or text (`ctr-bert`, `ptab`, `p5`)."""
+    search: Search = "semantic"
+    """How SIM finds its K behaviours: those that SUBR retrieved (`semantic`), the most recent ones of the target's
+    category (`hard`), or the largest inner products with the target under the learned embeddings (`soft`)."""
+    category: str = "auto"
+    """Item field whose values `hard` search compares, by its name in Table 1; `auto` is the genre, the author or the
+    category, whichever there is."""
+    fill_up: bool = False
+    """Whether the most recent behaviours of other categories take the places that `hard` search leaves; a sample
+    without any behaviour of the category has the most recent ones in any case."""
+    soft_history: int = 256
+    """`soft` search looks at this many of the most recent behaviours."""
+    embedding_dim: int = 32
+    """Size of a feature's embedding. The paper: 32 or 64 on MovieLens; 8, 16 or 32 on BookCrossing."""
+    dropout: float = 0.1
+    """Dropout in the DNN and in attention blocks. The paper: 0, 0.1 or 0.2."""
+    dnn_size: int = 128
+    """Width of every DNN layer. The paper: 64, 128 or 256 on MovieLens; 32, 64 or 128 on BookCrossing."""
+    dnn_layers: int = 3
+    """DNN layers. The paper: 1 to 3; 3 to 12 for DeepFM and DCNv2 on MovieLens."""
+    cross_layers: int = 3
+    """DCNv2: cross layers. The paper: 3 to 12 on MovieLens, 1 to 3 on BookCrossing."""
+    attention_layers: int = 1
+    """AutoInt and SASRec: attention layers; DIN and SIM: hidden layers of the activation unit. The paper: 3 to 12 for
+    AutoInt on MovieLens, else 1 to 3."""
+    attention_size: int = 64
+    """AutoInt and SASRec: width of the attention; DIN and SIM: width of the activation unit. The paper: 64, 128 or 256
+    on MovieLens; 32 to 128 on BookCrossing."""
+    attention_heads: int = 1
+    """AutoInt and SASRec: heads, which share the attention's width. The paper: 1 for AutoInt; 1, 2 or 4 for SASRec."""
+    gru_layers: int = 1
+    """GRU4Rec: layers. The paper: 1 to 3."""
+    gru_size: int = 64
+    """GRU4Rec: size of the state. The paper: 64, 128 or 256 on MovieLens; 32 or 64 on BookCrossing."""
+    vertical_kernels: int = 4
+    """Caser: vertical convolution kernels. The paper: 2, 4 or 8."""
+    horizontal_kernels: int = 8
+    """Caser: horizontal convolution kernels of every height. The paper: 4, 8 or 16."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate, constant."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    batch_size: int = 512
+    """Samples per optimiser step over all workers. The paper: 256 or 512 on MovieLens, 32 or 64 on BookCrossing."""
+    max_epochs: int = 10
+    """End after this many epochs."""
+    valid_per_epoch: int = 4
+    """Validations in an epoch, evenly spaced; the weights of the best step are kept. The best epoch is the first or
+    second, so that one validation an epoch comes too late."""
+    patience: int | None = 4
+    """End when this many validations in a row have brought no improvement."""
+    init_std: float = 0.01
+    """Standard deviation of the embeddings at first. Users and items that the training split lacks keep theirs: with
+    large ones DeepFM loses almost 3 points of AUC on MovieLens-1M, where 12% of the test rows have a new user."""
+    precision: Literal["float32"] = "float32"
+    """Arithmetic; these models are small."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between two checkpoints besides those after validations, taken at the next report of progress; a killed
+    run loses at most what came after its last one."""
+
+
+@dataclass(frozen=True)
+class TextBaselineConfig:
+    """An LM-based baseline, CTR-BERT, PTab or P5 (Appendix C.2); `text_baseline` gives each one's values."""
+
+    base: str = "bert-base-uncased"
+    """Pretrained model: BERT for CTR-BERT and PTab, T5 for P5; a hub name or a folder with safetensors. Keys hold the
+    digest of what is in it, or the hub's commit."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
+    max_tokens: int = field(default=512, metadata=_in(MLM, TEXTCTR))
+    """Tokens of a user's text (CTR-BERT), a row's (PTab) or a prompt (P5); longer ones lose their oldest behaviours.
+    BERT reads at most 512; T5's positions are relative, and P5's limit of 1024 is one of memory."""
+    max_item_tokens: int | Auto = field(default=64, metadata=_in(TEXTCTR))
+    """CTR-BERT: tokens of an item's text, which is never cut: a longer one is an error, and `auto` has no limit but
+    the model's own."""
+    tie: bool = field(default=False, metadata=_in(TEXTCTR))
+    """CTR-BERT: one tower's weights for users and items."""
+    dropout: float = field(default=0.1, metadata=_in(MLM, TEXTCTR))
+    """Dropout of the pretrained model and of CTR-BERT's head; 0.1 is BERT's and T5's own."""
+    learning_rate: float = field(default=5e-5, metadata=_in(TEXTCTR))
+    """Highest learning rate; falls linearly to 0 at the end of `max_epochs`. P5: 5e-4 or 1e-3."""
+    warmup: float = field(default=0.05, metadata=_in(TEXTCTR))
+    """Share of all steps over which the learning rate rises from 0."""
+    batch_size: int = field(default=1024, metadata=_in(TEXTCTR))
+    """Rows per optimiser step over all workers."""
+    max_epochs: int = field(default=10, metadata=_in(TEXTCTR))
+    """Shapes the learning-rate schedule."""
+    weight_decay: float = field(default=0.0, metadata=_in(MLM, TEXTCTR))
+    """AdamW's weight decay."""
+    clip: float | None = field(default=None, metadata=_in(MLM, TEXTCTR))
+    """Norm to which gradients are clipped."""
+    valid_per_epoch: int = field(default=1, metadata=_in(TEXTCTR))
+    """Validations in an epoch, evenly spaced, each on all validation rows; the weights of the best step are kept."""
+    patience: int | None = field(default=None, metadata=_in(TEXTCTR))
+    """End when this many validations in a row have brought no improvement."""
+    max_train_rows: int | Literal["all"] = field(default="all", metadata=_in(MLM, TEXTCTR))
+    """Training rows at most, chosen like few-shot sets (seeded by `data.seed`, nested); every table's caption names
+    their number."""
+    mlm_probability: float = field(default=0.15, metadata=_in(MLM))
+    """PTab: share of the tokens that are predicted; of these 80% are masked, 10% replaced and 10% left."""
+    mlm_learning_rate: float = field(default=5e-5, metadata=_in(MLM))
+    """PTab: `learning_rate` of the further pre-training."""
+    mlm_warmup: float = field(default=0.05, metadata=_in(MLM))
+    """PTab: `warmup` of the further pre-training."""
+    mlm_batch_size: int = field(default=1024, metadata=_in(MLM))
+    """PTab: `batch_size` of the further pre-training."""
+    mlm_epochs: int = field(default=10, metadata=_in(MLM))
+    """PTab: `max_epochs` of the further pre-training."""
+    precision: Precision = field(default="bfloat16", metadata=_in(MLM, TEXTCTR))
+    """Arithmetic of the matrix products; weights and optimiser are float32. T5 overflows in float16."""
+    micro_batch_tokens: int = 16384
+    """Token budget of one forward and backward pass of one worker, padding included."""
+    batch_tokens: int = 65536
+    """Token budget of one forward pass when rows are scored, padding included."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between two checkpoints, which are taken at a step's end. 0 is one every step."""
+
+
+TextBaseline = Literal["ctr-bert", "ptab", "p5"]
+
+TEXT_BASELINES: dict[TextBaseline, Mapping[str, Any]] = {
+    "ctr-bert": {},
+    "ptab": {"warmup": 0.01},
+    "p5": {"base": "t5-base", "max_tokens": 1024, "learning_rate": 5e-4, "batch_size": 32, "clip": 1.0},
+}
+"""Appendix C.2, where a baseline differs from the fields' defaults."""
+
+TEXT_CHOICES: dict[TextBaseline, dict[str, tuple[float, ...]]] = {"p5": {"learning_rate": (5e-4, 1e-3)}}
+"""What Appendix C.2 selects from."""
+
+
+def text_baseline(name: TextBaseline) -> TextBaselineConfig:
+    """Return a baseline's values of Appendix C.2."""
+    return TextBaselineConfig(**TEXT_BASELINES[name])
+
+
+def mlm_stage(config: TextBaselineConfig) -> TextBaselineConfig:
+    """Return the configuration of PTab's further pre-training as that of a fit: it has no validation."""
+    return replace(
+        config,
+        learning_rate=config.mlm_learning_rate,
+        warmup=config.mlm_warmup,
+        batch_size=config.mlm_batch_size,
+        max_epochs=config.mlm_epochs,
+        patience=None,
+    )
