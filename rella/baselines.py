@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rella.stages import MLM, TEXTCTR, Auto, Precision
+from rella.stages import BASELINE, MLM, TEXTCTR, Auto, Precision
 from rella.stages import changes as _in
 
-Baseline = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "ctr-bert", "ptab", "p5"]
+Baseline = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"]
 Search = Literal["semantic", "hard", "soft"]
 
 
@@ -17,67 +17,90 @@ Search = Literal["semantic", "hard", "soft"]
 class BaselineConfig:
     """The baselines of §4.1.3. Defaults are values of Appendix C's grids for MovieLens; its K is the experiment's."""
 
-    model: Baseline = "sim"
-    """Feature interaction (`deepfm`, `autoint`, `dcnv2`), user behaviour (`gru4rec`, `caser`, `sasrec`, `din`, `sim`)
-    or text (`ctr-bert`, `ptab`, `p5`)."""
-    search: Search = "semantic"
+    model: Baseline = field(default="sim", metadata=_in(BASELINE))
+    """Feature interaction (`deepfm`, `autoint`, `dcnv2`) or user behaviour (`gru4rec`, `caser`, `sasrec`, `din`,
+    `sim`)."""
+    search: Search = field(default="semantic", metadata=_in(BASELINE))
     """How SIM finds its K behaviours: those that SUBR retrieved (`semantic`), the most recent ones of the target's
     category (`hard`), or the largest inner products with the target under the learned embeddings (`soft`)."""
-    category: str = "auto"
+    category: str = field(default="auto", metadata=_in(BASELINE))
     """Item field whose values `hard` search compares, by its name in Table 1; `auto` is the genre, the author or the
     category, whichever there is."""
-    fill_up: bool = False
+    fill_up: bool = field(default=False, metadata=_in(BASELINE))
     """Whether the most recent behaviours of other categories take the places that `hard` search leaves; a sample
     without any behaviour of the category has the most recent ones in any case."""
-    soft_history: int = 256
+    soft_history: int = field(default=256, metadata=_in(BASELINE))
     """`soft` search looks at this many of the most recent behaviours."""
-    embedding_dim: int = 32
+    embedding_dim: int = field(default=32, metadata=_in(BASELINE))
     """Size of a feature's embedding. The paper: 32 or 64 on MovieLens; 8, 16 or 32 on BookCrossing."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=_in(BASELINE))
     """Dropout in the DNN and in attention blocks. The paper: 0, 0.1 or 0.2."""
-    dnn_size: int = 128
+    dnn_size: int = field(default=128, metadata=_in(BASELINE))
     """Width of every DNN layer. The paper: 64, 128 or 256 on MovieLens; 32, 64 or 128 on BookCrossing."""
-    dnn_layers: int = 3
+    dnn_layers: int = field(default=3, metadata=_in(BASELINE))
     """DNN layers. The paper: 1 to 3; 3 to 12 for DeepFM and DCNv2 on MovieLens."""
-    cross_layers: int = 3
+    cross_layers: int = field(default=3, metadata=_in(BASELINE))
     """DCNv2: cross layers. The paper: 3 to 12 on MovieLens, 1 to 3 on BookCrossing."""
-    attention_layers: int = 1
+    attention_layers: int = field(default=1, metadata=_in(BASELINE))
     """AutoInt and SASRec: attention layers; DIN and SIM: hidden layers of the activation unit. The paper: 3 to 12 for
     AutoInt on MovieLens, else 1 to 3."""
-    attention_size: int = 64
+    attention_size: int = field(default=64, metadata=_in(BASELINE))
     """AutoInt and SASRec: width of the attention; DIN and SIM: width of the activation unit. The paper: 64, 128 or 256
     on MovieLens; 32 to 128 on BookCrossing."""
-    attention_heads: int = 1
+    attention_heads: int = field(default=1, metadata=_in(BASELINE))
     """AutoInt and SASRec: heads, which share the attention's width. The paper: 1 for AutoInt; 1, 2 or 4 for SASRec."""
-    gru_layers: int = 1
+    gru_layers: int = field(default=1, metadata=_in(BASELINE))
     """GRU4Rec: layers. The paper: 1 to 3."""
-    gru_size: int = 64
+    gru_size: int = field(default=64, metadata=_in(BASELINE))
     """GRU4Rec: size of the state. The paper: 64, 128 or 256 on MovieLens; 32 or 64 on BookCrossing."""
-    vertical_kernels: int = 4
+    vertical_kernels: int = field(default=4, metadata=_in(BASELINE))
     """Caser: vertical convolution kernels. The paper: 2, 4 or 8."""
-    horizontal_kernels: int = 8
+    horizontal_kernels: int = field(default=8, metadata=_in(BASELINE))
     """Caser: horizontal convolution kernels of every height. The paper: 4, 8 or 16."""
-    learning_rate: float = 1e-3
+    learning_rate: float = field(default=1e-3, metadata=_in(BASELINE))
     """AdamW's learning rate, constant."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata=_in(BASELINE))
     """AdamW's weight decay."""
-    batch_size: int = 512
+    batch_size: int = field(default=512, metadata=_in(BASELINE))
     """Samples per optimiser step over all workers. The paper: 256 or 512 on MovieLens, 32 or 64 on BookCrossing."""
-    max_epochs: int = 10
+    max_epochs: int = field(default=10, metadata=_in(BASELINE))
     """End after this many epochs."""
-    valid_per_epoch: int = 4
+    valid_per_epoch: int = field(default=4, metadata=_in(BASELINE))
     """Validations in an epoch, evenly spaced; the weights of the best step are kept. The best epoch is the first or
     second, so that one validation an epoch comes too late."""
-    patience: int | None = 4
+    patience: int | None = field(default=4, metadata=_in(BASELINE))
     """End when this many validations in a row have brought no improvement."""
-    init_std: float = 0.01
+    valid_rows: int | Literal["auto", "all"] = field(default="auto", metadata=_in(BASELINE))
+    """Validation rows that choose the step: a seeded subset, or `all`; `auto` is all for `shots: all`, else
+    min(N, 2000)."""
+    init_std: float = field(default=0.01, metadata=_in(BASELINE))
     """Standard deviation of the embeddings at first. Users and items that the training split lacks keep theirs: with
     large ones DeepFM loses almost 3 points of AUC on MovieLens-1M, where 12% of the test rows have a new user."""
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32"] = field(default="float32", metadata=_in(BASELINE))
     """Arithmetic; these models are small."""
     checkpoint_seconds: float = 300.0
     """Seconds between two checkpoints besides those after validations, taken at the next report of progress; a killed
     run loses at most what came after its last one."""
+
+
+_ATTENTION = {"attention_layers", "attention_size"}
+_OWN: dict[str, set[str]] = {
+    "autoint": {*_ATTENTION, "attention_heads"},
+    "dcnv2": {"cross_layers"},
+    "gru4rec": {"gru_layers", "gru_size"},
+    "caser": {"vertical_kernels", "horizontal_kernels"},
+    "sasrec": {*_ATTENTION, "attention_heads"},
+    "din": _ATTENTION,
+    "sim": {*_ATTENTION, "search"},
+}
+_OF_SEARCH = {"semantic": set[str](), "hard": {"category", "fill_up"}, "soft": {"soft_history"}}
+
+
+def idle_fields(config: BaselineConfig) -> set[str]:
+    """Return the fields that this model does not feel, which therefore stay out of its key."""
+    special = set().union(*_OWN.values(), *_OF_SEARCH.values())
+    felt = _OWN.get(config.model, set()) | (_OF_SEARCH[config.search] if config.model == "sim" else set())
+    return special - felt
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rella.stages import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Auto, Precision
+from rella.baselines import BaselineConfig
+from rella.stages import BASELINE, EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Auto, Precision
 from rella.stages import changes as _in
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class DataConfig:
     """Users of the synthetic data set `sample`; other data sets ignore it."""
     sample_seed: int = field(default=2024, metadata=_in(PREPARE))
     """Seed of the synthetic data set `sample`; other data sets ignore it."""
-    seed: int = field(default=42, metadata=_in(REIT, SCORE, RETRIEVE))
+    seed: int = field(default=42, metadata=_in(RETRIEVE, REIT, BASELINE, SCORE))
     """Chooses the few-shot sets and the subsets of validation and test; all training seeds share them."""
-    subsets: Subsets = field(default="hash", metadata=_in(REIT, SCORE, RETRIEVE))
+    subsets: Subsets = field(default="hash", metadata=_in(RETRIEVE, REIT, BASELINE, SCORE))
     """How it chooses: nested and uniform by a keyed `hash` of the sample's id, or as the `authors` do (the first N of
     70,000 drawn by `random.sample`; 10,000 on BookCrossing; on MovieLens-25M by pandas, the test rows too)."""
 
@@ -149,7 +150,7 @@ class TuneConfig:
     `query_key_value` the key rows of the update stay zero)."""
     valid_rows: int | Auto = field(default="auto", metadata=_in(REIT))
     """Seeded validation rows that choose the step; `auto` is min(N, 2000)."""
-    select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT))
+    select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT, BASELINE))
     """Which split chooses the step. `test` reproduces the authors' code; reports say so."""
     micro_batch_rows: int = 16
     """Rows of one forward and backward pass of one worker."""
@@ -217,9 +218,9 @@ class Experiment:
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
     """Arithmetic of the frozen base: float16 on V100s, bfloat16 on newer cards, float32 on CPUs."""
-    k: int = field(default=30, metadata=_in(REIT))
+    k: int = field(default=30, metadata=_in(REIT, BASELINE))
     """K: behaviours in a prompt."""
-    shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT))
+    shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT, BASELINE))
     """N: few-shot training samples, or `all` for full-shot."""
     mix: Mix = field(default="mixed", metadata=_in(REIT))
     """Training rows: N `original`, N `retrieved`, or both, `mixed` = 2N (§3.3)."""
@@ -234,13 +235,13 @@ class Experiment:
     pca_dim: int | Literal["auto", "none"] = field(default="auto", metadata=_in(PCA))
     """Dimensions kept by PCA; `auto` is min(512, the model's hidden size), `none` takes the pooled states as they are
     (as the authors do on BookCrossing)."""
-    seed: int = field(default=0, metadata=_in(REIT))
+    seed: int = field(default=0, metadata=_in(REIT, BASELINE))
     """Seed of training: order of rows, LoRA initialisation, dropout."""
     seeds: int = 1
     """Train with this many seeds, from `seed` on, and report their mean and spread."""
     restart: str = "none"
     """What to delete and make again first: a comma list of stages (`prepare`, `embed`, `pca`, `retrieve`, `reit`,
-    `score`), `unfinished` for parts and checkpoints that a killed job left, `all`, or `none`."""
+    `baseline`, `score`), `unfinished` for parts and checkpoints that a killed job left, `all`, or `none`."""
     variants: str = "auto"
     """Rows of Table 3 to run: a comma list of `ours`, `wo-mixture`, `wo-retrieval`, `half-n`, `wo-it`,
     `wo-it-retrieval`; `all`; `auto` is all on `sample` and `ours` elsewhere."""
@@ -249,6 +250,7 @@ class Experiment:
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 

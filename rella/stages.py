@@ -7,7 +7,9 @@ from typing import Literal
 Precision = Literal["float32", "float16", "bfloat16"]
 Auto = Literal["auto"]
 
-PREPARE, EMBED, PCA, RETRIEVE, REIT, SCORE = STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "score")
+STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "score")
+"""In the order in which they run."""
+PREPARE, EMBED, PCA, RETRIEVE, REIT, BASELINE, SCORE = STAGES
 MLM, TEXTCTR = TEXT_STAGES = ("mlm", "textctr")
 """What an LM-based baseline makes: PTab's further pre-trained encoder, and the fitted model with its scores."""
 

@@ -21,6 +21,7 @@ CORE = {
     "config",
     "stages",
     "baselines",
+    "baseline_pipeline",
     "cli",
     "schemas",
     "storage",

@@ -24,8 +24,8 @@ def dataset_facts(raw: RawDataset, tables: Tables) -> dict[str, Any]:
     """Return the counts of a data set, for its manifest.
 
     Table 1's five; samples and positives by split (`train`, `train_positives`, ...); `ratings`; `longest_history`;
-    `vocabularies` by field, whose sum is `features`; `dropped` rows by reason; `profile`: by field its values, None
-    where there are many; `item_fields`.
+    `vocabularies` by field, whose sum is `features`; `field_columns`: where each field is; `dropped` rows by reason;
+    `profile`: by field its values, None where there are many; `item_fields`.
     """
     vocabularies = field_vocabularies(raw)
     positive = tables.samples.filter(pc.equal(tables.samples.column("label"), 1))
@@ -39,6 +39,7 @@ def dataset_facts(raw: RawDataset, tables: Tables) -> dict[str, Any]:
         "ratings": len(raw.rating),
         "longest_history": int(np.max(column(tables.users, "count"), initial=0)),
         "vocabularies": vocabularies,
+        "field_columns": dict(raw.fields),
         "dropped": dict(raw.dropped),
         "profile": {name: _few_values(raw.users.column(name)) for name in raw.users.schema.names if name not in _OWN},
         "item_fields": [name for name in raw.items.schema.names if name not in _OWN],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rella.artifacts import Json
+from rella.baseline_pipeline import BaselinePipeline
+from rella.config import Experiment
 from rella.errors import InputError
 from rella.pipeline import Pipeline, Stage
 from rella.stages import EMBED, PCA, REIT, RETRIEVE, SCORE
@@ -29,7 +31,7 @@ def check_both_labels(facts: Mapping[str, Json]) -> None:
         )
 
 
-def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> None:
+def check_counts(pipeline: Pipeline | BaselinePipeline, facts: Mapping[str, Json], until: str) -> None:
     """Verify, before anything expensive, that the data set has the samples that the experiment asks for.
 
     Args:
@@ -42,7 +44,9 @@ def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> N
     """
     e = pipeline.experiment
     asked: list[tuple[str, str, int | str]] = []
-    if pipeline.reit is not None and until in (REIT, SCORE):
+    if isinstance(pipeline, BaselinePipeline):
+        asked += [("--shots", "train", e.shots), ("--baseline.valid-rows", e.tune.select_on, "all")]
+    elif pipeline.reit is not None and until in (REIT, SCORE):
         asked += [("--shots", "train", e.shots), ("--tune.select-on", e.tune.select_on, "all")]
     if until == SCORE:
         asked.append(("--test-rows", e.score.split, e.test_rows))
@@ -59,16 +63,16 @@ def check_counts(pipeline: Pipeline, facts: Mapping[str, Json], until: str) -> N
             )
 
 
-def space_needed(stage: Stage, pipeline: Pipeline, facts: Mapping[str, Json], hidden_size: int) -> int:
+def space_needed(stage: Stage, experiment: Experiment, facts: Mapping[str, Json], hidden_size: int) -> int:
     """Return the bytes that a stage takes at most; no more than the spare ones for those that look by themselves.
 
     Args:
         stage: what will be made.
-        pipeline: the experiment that it belongs to.
+        experiment: that it belongs to.
         facts: of its prepared data set.
         hidden_size: of the base model.
     """
-    e, items = pipeline.experiment, int(facts["items"])
+    e, items = experiment, int(facts["items"])
     columns = 0
     if stage.name == EMBED:
         columns = 4 * items * hidden_size

@@ -18,6 +18,7 @@ from rella.cli import Resolved, parse, resolve
 from rella.config import DATASETS
 from rella.data.facts import checks, table1_text
 from rella.data.tables import column
+from rella.dist.context import AnyPipeline
 from rella.dist.run import Runner
 from rella.errors import ArtifactError, InputError, RellaError, WorkerError
 from rella.metrics import BootstrapEstimates, bootstrap_users
@@ -30,14 +31,22 @@ MOST_LINES = 12
 """Of the text of an error that the program does not know."""
 
 
-def main(name: str, description: str, action: Callable[[Runner], Figures], argv: Sequence[str] | None = None) -> int:
+def main(
+    name: str,
+    description: str,
+    action: Callable[[Runner], Figures],
+    argv: Sequence[str] | None = None,
+    adjust: Callable[[Resolved], Resolved] = lambda resolved: resolved,
+) -> int:
     """Run one job and return its exit status; the last line of output is a JSON object with its figures.
+
+    `adjust` has the last word on what nobody has set.
 
     0: done; 1: something that the user can mend; 2: a wrong flag; 3: a fault of the program; 130: interrupted.
     """
     started = time.monotonic()
     try:
-        resolved = parse(argv, f"jobs/{name}.py", description)
+        resolved = adjust(parse(argv, f"jobs/{name}.py", description))
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
             figures = show_job(runner, resolved.show) if resolved.show else action(runner)
@@ -162,6 +171,60 @@ def reit_job(runner: Runner) -> Figures:
     return {"variants": table, "rows": pipelines[0].score.artifact(runner.storage).manifest().rows}
 
 
+WORDS = {"--model": "--baseline.model", "--search": "--baseline.search", "--lm": "--model"}
+"""What `jobs/baseline.py` understands by these flags: there the model is the baseline, the LLM lends its vectors."""
+
+
+def baseline_words(argv: Sequence[str]) -> list[str]:
+    """Return a baseline job's command line in the words that all jobs share."""
+    split = (word.partition("=") for word in argv)
+    return [WORDS.get(flag, flag) + mark + value for flag, mark, value in split]
+
+
+def full_shot(resolved: Resolved) -> Resolved:
+    """Return the experiment on the whole training split, as the paper's baselines, unless somebody set N."""
+    if resolved.sources.get("shots", "default").partition(" ")[0] in ("flag", "file", "preset", "call"):
+        return resolved
+    experiment = replace(resolved.experiment, shots="all")
+    return replace(resolved, experiment=experiment, sources={**resolved.sources, "shots": "jobs/baseline.py"})
+
+
+def baseline_job(runner: Runner) -> Figures:
+    """One baseline of Table 2, for every seed; beside it the floor."""
+    from rella.dist.fit_ctr import floor
+
+    e = runner.experiment
+    pipelines = [runner.baseline(replace(e, seed=seed)) for seed in range(e.seed, e.seed + e.seeds)]
+    runner.run(pipelines)
+    first, title = pipelines[0], e.baseline.model + (f" ({e.baseline.search})" if e.baseline.model == "sim" else "")
+    row = Row(title, [estimates(runner, p) for p in pipelines])
+    runner.connect()
+    least = floor(runner.share(first, False), first.experiment)
+    facts = [p.baseline.artifact(runner.storage).manifest() for p in pipelines]
+    spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
+    rows = first.score.artifact(runner.storage).manifest().rows
+    said = (
+        f"{e.dataset}, {e.score.split} split, {rows:,} rows ({'all' if e.test_rows == 'all' else 'a seeded subset'}); "
+        f"K = {e.k}, N = {e.shots} ({facts[0].facts['rows']:,} rows); best step on {e.tune.select_on}; ± {spread}"
+    )
+    print("\n" + table3([row], said))
+    print(f"Floor (shrunk means of user and item): AUC {least['auc']:.4f}, log loss {least['log_loss']:.4f}, "
+          f"accuracy {least['accuracy']:.4f}\n\nArtifacts")  # fmt: skip
+    for pipeline in pipelines:
+        print(f"  scores   {pipeline.score.artifact(runner.storage).where()}")
+        print(f"  weights  {pipeline.baseline.artifact(runner.storage).where()}")
+    return {
+        "baseline": title,
+        **{m: round(row.mean(m), 6) for m in METRICS},
+        "seeds": [{m: round(v, 6) for m, v in zip(METRICS, values, strict=True)}
+                  for values in zip(*(row.values(m) for m in METRICS), strict=True)],
+        "floor": {m: round(v, 6) for m, v in least.items()},
+        "parameters": facts[0].facts["parameters"],
+        "rows_per_second": [f.facts["rows_per_second"] for f in facts],
+        "rows": rows,
+    }  # fmt: skip
+
+
 def _by_seed(runner: Runner, variant: Variant) -> list[Pipeline]:
     """One pipeline a training seed; zero-shot has nothing to seed."""
     e = runner.experiment
@@ -169,7 +232,7 @@ def _by_seed(runner: Runner, variant: Variant) -> list[Pipeline]:
     return [runner.pipeline(variant.apply(replace(e, seed=seed))) for seed in seeds]
 
 
-def estimates(runner: Runner, pipeline: Pipeline) -> BootstrapEstimates:
+def estimates(runner: Runner, pipeline: AnyPipeline) -> BootstrapEstimates:
     """Return a run's metrics on all scored rows, with their spread over users.
 
     Raises:

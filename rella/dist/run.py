@@ -7,23 +7,21 @@ scores are computed by one pool.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rella.artifacts import Artifact, Json, Manifest, Part, now, summed
+from rella.baseline_pipeline import BaselinePipeline, build_baseline, needs_neighbours
 from rella.config import Experiment
-from rella.data.facts import dataset_facts
-from rella.data.samples import assemble
-from rella.data.sources import Source, table1_row
-from rella.dist.checks import check_both_labels, check_counts, space_needed
+from rella.dist.checks import check_counts, space_needed
+from rella.dist.context import AnyPipeline, Context, Job
+from rella.dist.work import WORK
 from rella.leases import Lease
-from rella.models import ModelIdentity, adapter_identity, check_adapter, identify
+from rella.models import adapter_identity, check_adapter
 from rella.pipeline import (
     Pipeline,
-    Stage,
     as_json,
     build,
     prepare_stage,
@@ -33,68 +31,31 @@ from rella.pipeline import (
     settings,
 )
 from rella.provenance import code_version, machine
-from rella.stages import EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, STAGES
+from rella.stages import EMBED, PCA, PREPARE, REIT, SCORE, STAGES
 from rella.storage import Storage, resolve_uri
 from rella.wording import check_wording
 
 if TYPE_CHECKING:
-    from rella.dist.dataset import Shared
-
-Outcome = tuple[list[Part], Mapping[str, Json]]
-"""A stage's parts and facts."""
+    pass
 
 SWEEP_SECONDS = 600.0
 """Age at which a half-written file is nobody's any more."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A stage to make, and for whom."""
-
-    stage: Stage
-    artifact: Artifact
-    experiment: Experiment
-    found_in: Pipeline | None = None
-    """None for the first stage, which needs no other."""
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The pipeline whose artifacts are the stage's inputs."""
-        if self.found_in is None:
-            raise RuntimeError(f"stage {self.stage.name} has inputs and was asked for without them")
-        return self.found_in
-
-
 @dataclass
-class Runner:
+class Runner(Context):
     """Everything that the pipelines of one job share. Ray is not touched before a stage that needs it is missing."""
 
-    experiment: Experiment
-    say: Callable[[str], None] = print
-    storage: Storage = field(init=False)
-    source: Source = field(init=False)
-    raw: Mapping[str, str] = field(init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
     _connected: bool = field(default=False, init=False)
-    _shared: dict[tuple[str, str | None], Shared] = field(default_factory=dict, init=False)
     _restarted: set[str] = field(default_factory=set, init=False)
     _writable: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self.storage = Storage(resolve_uri(self.experiment.storage))
-        self.source = Source.of(self.experiment)
-        self.raw = self.source.identity()
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
-
-    @cached_property
-    def model(self) -> ModelIdentity:
-        """The base model, resolved when a stage first needs it."""
-        return identify(self.experiment.model, self.experiment.revision)
 
     def prepare(self) -> Artifact:
         """Make the first stage where it is missing and return it; no model is looked at.
@@ -127,14 +88,20 @@ class Runner:
             adapter = adapter_identity(folder)
         return build(experiment, self.raw, self.model, adapter, self.source.wording(experiment))
 
-    def run(self, pipelines: Sequence[Pipeline], until: str = SCORE) -> None:
+    def baseline(self, experiment: Experiment) -> BaselinePipeline:
+        """Return the stages of an experiment's baseline; the LLM is looked at where its vectors are needed."""
+        model = self.model if needs_neighbours(experiment) else None
+        return build_baseline(experiment, self.raw, model, self.source.wording(experiment))
+
+    def run(self, pipelines: Sequence[AnyPipeline], until: str = SCORE) -> None:
         """Make every stage of the pipelines up to `until` that is not there; those that are there are taken.
 
         Raises:
             RellaError: a stage failed; the message says which and what to do.
         """
-        autos = resolved_autos(self.experiment, resolve_auto(self.experiment, self.model))
-        self.say("auto      " + " ".join(f"{name}={value}" for name, value in autos.items()))
+        if any(isinstance(p, Pipeline) for p in pipelines):
+            autos = resolved_autos(self.experiment, resolve_auto(self.experiment, self.model))
+            self.say("auto      " + " ".join(f"{name}={value}" for name, value in autos.items()))
         wanted: dict[str, Job] = {}
         for pipeline in pipelines:
             for stage in pipeline.stages():
@@ -144,18 +111,19 @@ class Runner:
             if name == PREPARE:
                 self._check(pipelines, until)
 
-    def _check(self, pipelines: Sequence[Pipeline], until: str) -> None:
+    def _check(self, pipelines: Sequence[AnyPipeline], until: str) -> None:
         """Refuse, before anything expensive, what could only fail later: too few samples, answers of two tokens."""
         for pipeline in pipelines:
             facts, e = pipeline.prepare.artifact(self.storage).manifest().facts, pipeline.experiment
             check_counts(pipeline, facts, until)
             self._check_wording(e, facts)
-        asking = [s for p in pipelines for s in (p.reit, p.score) if s is not None and until in (REIT, SCORE)]
+        tuned = [p for p in pipelines if isinstance(p, Pipeline)]
+        asking = [s for p in tuned for s in (p.reit, p.score) if s is not None and until in (REIT, SCORE)]
         if any(not stage.artifact(self.storage).is_complete() for stage in asking):
             from rella.lm.loading import load_tokenizer
             from rella.lm.reading import Reader
 
-            e = pipelines[0].experiment
+            e = tuned[0].experiment
             Reader(load_tokenizer(self.model), self.model, e.prompt, self.source.wording(e)).answers()
 
     def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:
@@ -195,7 +163,7 @@ class Runner:
             self.storage.check_writable()
             self._writable = True
         if name != PREPARE:
-            self._connect()
+            self.connect()
         with ExitStack() as stack:
             # In one order for all drivers: two that want the same artifacts must not wait for each other.
             ordered = sorted(jobs, key=lambda job: job.stage.key)
@@ -208,7 +176,7 @@ class Runner:
             if left:
                 self._begin(left)
                 started = time.monotonic()
-                outcomes = list(_STAGES[name](self, left))
+                outcomes = list(WORK[name](self, left))
                 seconds = time.monotonic() - started
                 for job, (parts, facts) in zip(left, outcomes, strict=True):
                     leases[job.stage.key].check()
@@ -218,11 +186,11 @@ class Runner:
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         """Look for room, sweep up after killed writers, and say what the folders are going to hold."""
-        need = 0
+        need, hidden = 0, self.model.hidden_size if jobs[0].stage.name in (EMBED, PCA) else 0
         for job in jobs:
             if job.stage.name != PREPARE:
                 facts = job.pipeline.prepare.artifact(self.storage).manifest().facts
-                need += space_needed(job.stage, job.pipeline, facts, self.model.hidden_size)
+                need += space_needed(job.stage, job.pipeline.experiment, facts, hidden)
         self.storage.check_space(need, f"the {jobs[0].stage.name} stage")
         for job in jobs:
             self.storage.sweep(job.artifact.path, SWEEP_SECONDS)
@@ -230,7 +198,8 @@ class Runner:
 
     def _finish(self, job: Job, parts: Sequence[Part], facts: Mapping[str, Json], seconds: float) -> None:
         stage = job.stage
-        uses_model = stage.name in (EMBED, REIT, SCORE)
+        by_baseline = isinstance(job.found_in, BaselinePipeline) and stage.name == SCORE
+        uses_model = stage.name in (EMBED, REIT, SCORE) and not by_baseline
         job.artifact.finish(
             Manifest(
                 stage=stage.name,
@@ -250,7 +219,8 @@ class Runner:
             )
         )
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Join the cluster, or start one, unless that was done; Ray's tasks can be used from then on."""
         from rella.dist.session import check_shared, resources, session
 
         if not self._connected:
@@ -261,104 +231,3 @@ class Runner:
             resources(self.experiment.cluster)
             self._connected = True
             self.say(f"{'ray':<9} ready  {time.monotonic() - started:.1f} s")
-
-    def share(self, pipeline: Pipeline, retrieved: bool) -> Shared:
-        """Return references to the pipeline's data (and neighbours) in the object store, loaded once a session."""
-        from rella.dist.dataset import Shared
-
-        found = pipeline.retrieve if retrieved else None
-        name = (pipeline.prepare.key, None if found is None else found.key)
-        if name not in self._shared:
-            neighbours = None if found is None else found.artifact(self.storage)
-            self._shared[name] = Shared.load(pipeline.prepare.artifact(self.storage), neighbours)
-        return self._shared[name]
-
-
-def _prepare(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    for job in jobs:
-        e = job.experiment
-        raw = runner.source.load(e.data)
-        tables = assemble(raw, e.data)
-        tables.validate()
-        facts = dataset_facts(raw, tables)
-        check_both_labels(facts)
-        runner.say(f"{PREPARE:<9} {table1_row(facts)}")
-        held = (tables.users, tables.items, tables.interactions, tables.samples)
-        runner.storage.check_space(sum(int(t.nbytes) for t in held), f"the {PREPARE} stage")
-        columns = {"users": tables.users, "items": tables.items}
-        columns |= {"interactions": tables.interactions, "samples": tables.samples}
-        yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], facts
-
-
-def _embed(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    from rella.dist.embed import embed
-    from rella.dist.session import resources
-
-    for job in jobs:
-        data = job.pipeline.prepare.artifact(runner.storage)
-        items = data.manifest().facts["items"]
-        e = job.pipeline.experiment
-        wording = runner.source.wording(e)
-        parts = embed(job.artifact, data, e, runner.model, wording, items, resources(e.cluster))
-        yield parts, {"items": items, "hidden_size": runner.model.hidden_size}
-
-
-def _pca(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    from rella.dist.embed import project
-
-    for job in jobs:
-        pooled = job.pipeline.embed.artifact(runner.storage)
-        dim = job.pipeline.experiment.pca_dim
-        yield project(job.artifact, pooled, None if dim == "none" else int(dim)), {}
-
-
-def _retrieve(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    from rella.dist.retrieve import retrieve
-    from rella.dist.session import resources
-
-    for job in jobs:
-        e, pipeline = job.pipeline.experiment, job.pipeline
-        vectors = pipeline.pca.artifact(runner.storage)
-        on_cpus = replace(e.cluster, gpu=False)
-        yield retrieve(job.artifact, runner.share(pipeline, False), vectors, e, resources(on_cpus))
-
-
-def _reit(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    from rella.dist.session import resources
-    from rella.dist.tune_lm import TuneTask, tune
-
-    tasks = []
-    for job in jobs:
-        e, retrieved = job.pipeline.experiment, "neighbours" in job.stage.inputs
-        shared = runner.share(job.pipeline, retrieved)
-        wording, title = runner.source.wording(e), job.stage.slug.partition("-")[2]
-        tasks.append(TuneTask(job.artifact, e, shared, wording, title))
-    return tune(tasks, runner.model, resources(runner.experiment.cluster), runner.say)
-
-
-def _score(runner: Runner, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    from rella.dist.score import ScoreTask, score
-    from rella.dist.session import resources
-
-    tasks = []
-    for job in jobs:
-        pipeline, e = job.pipeline, job.pipeline.experiment
-        adapter: Artifact | str | None = None
-        if pipeline.reit is not None:
-            adapter = pipeline.reit.artifact(runner.storage)
-        elif e.adapter != "none":
-            adapter = resolve_uri(e.adapter)
-        shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
-        tasks.append(ScoreTask(job.artifact, e, shared, runner.source.wording(e), adapter))
-    made = score(tasks, runner.model, resources(runner.experiment.cluster))
-    return [(parts, {"rows": sum(p.rows for p in parts)}) for parts in made]
-
-
-_STAGES: dict[str, Callable[[Runner, Sequence[Job]], Iterable[Outcome]]] = {
-    PREPARE: _prepare,
-    EMBED: _embed,
-    PCA: _pca,
-    RETRIEVE: _retrieve,
-    REIT: _reit,
-    SCORE: _score,
-}

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,23 +47,34 @@ class TuneTask:
 
     def outcome(self) -> tuple[list[Part], dict[str, Json]] | None:
         """Return parts and facts where the run has finished and its adapter is whole, else None."""
-        file = f"{self.artifact.path}/{RESULT}"
-        if not self.artifact.storage.exists(file):
-            return None
-        try:
-            body = json.loads(self.artifact.storage.read(file))
-            seal = body.pop("seal")
-        except (ValueError, KeyError, AttributeError):
-            return None
-        if seal != digest(body) or body["key"] != self.artifact.key:
-            return None
-        parts = [Part(**p) for p in body["parts"]]
-        try:
-            for part in parts:
-                self.artifact.checked(part)
-        except ArtifactError:
-            return None
-        return parts, body["facts"]
+        return finished_run(self.artifact)
+
+
+def finished_run(artifact: Artifact) -> tuple[list[Part], dict[str, Json]] | None:
+    """Return parts and facts of a run whose result file is there, right, and vouches for whole files, else None."""
+    file = f"{artifact.path}/{RESULT}"
+    if not artifact.storage.exists(file):
+        return None
+    try:
+        body = json.loads(artifact.storage.read(file))
+        seal = body.pop("seal")
+    except (ValueError, KeyError, AttributeError):
+        return None
+    if seal != digest(body) or body["key"] != artifact.key:
+        return None
+    parts = [Part(**p) for p in body["parts"]]
+    try:
+        for part in parts:
+            artifact.checked(part)
+    except ArtifactError:
+        return None
+    return parts, body["facts"]
+
+
+def write_result(artifact: Artifact, parts: Sequence[Part], facts: Mapping[str, Json]) -> None:
+    """Write the file that vouches for a finished run; everything else has been written before."""
+    body = {"key": artifact.key, "facts": dict(facts), "parts": [asdict(p) for p in parts]}
+    artifact.write_file(RESULT, json.dumps({**body, "seal": digest(body)}).encode())
 
 
 def _setup_process(cpus: int) -> None:
@@ -207,8 +218,7 @@ class _Run:
             "seconds_training": round(seconds, 3),
             "rows_per_second": round(trained / seconds, 3),
         }
-        body = {"key": artifact.key, "facts": facts, "parts": [asdict(p) for p in parts]}
-        artifact.write_file(RESULT, json.dumps({**body, "seal": digest(body)}).encode())
+        write_result(artifact, parts, facts)
 
 
 def tune(
@@ -248,26 +258,44 @@ def _tune(tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources,
             "cpus": resources.cpus,
             "progress": progress.handle,
         }
-        _launch(config, tasks[0], resources)
+        launch(_train, config, tasks[0].artifact, tasks[0].experiment, resources)
 
 
 def _epochs(experiment: Experiment) -> int:
     return min(experiment.tune.max_epochs, experiment.tune.stop_after or experiment.tune.max_epochs)
 
 
-def _launch(config: dict[str, Any], first: TuneTask, resources: Resources) -> None:
+def launch(
+    work: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    artifact: Artifact,
+    experiment: Experiment,
+    resources: Resources,
+) -> None:
+    """Run `work(config)` on a group of workers, again after a worker's death; `config["progress"]` hears of errors.
+
+    Args:
+        work: what every worker runs.
+        config: its argument.
+        artifact: the first that is made, whose storage and name the group's own files take.
+        experiment: says how often the group may start again.
+        resources: of the group.
+
+    Raises:
+        RellaError: the work failed; carries the first worker's error.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     # Ray Train's own bookkeeping, on the storage because every node must see it; what counts goes into the artifacts.
     # A name that was used before would make Ray take up that run, and what a killed driver left is of no use.
-    storage, prefix = first.artifact.storage, f".ray/{Path(first.artifact.path).name}"
+    storage, prefix = artifact.storage, f".ray/{Path(artifact.path).name}"
     for left in storage.list(".ray"):
         if left.startswith(f"{prefix}-"):
             storage.delete(left)
     name = f"{Path(prefix).name}-{time.time_ns()}"
     trainer = TorchTrainer(
-        _train,
+        work,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -277,7 +305,7 @@ def _launch(config: dict[str, Any], first: TuneTask, resources: Resources) -> No
         run_config=RunConfig(
             name=name,
             storage_path=storage.where(".ray"),
-            failure_config=FailureConfig(max_failures=first.experiment.cluster.max_failures),
+            failure_config=FailureConfig(max_failures=experiment.cluster.max_failures),
         ),
     )
     fault: Exception | None = None
@@ -289,7 +317,7 @@ def _launch(config: dict[str, Any], first: TuneTask, resources: Resources) -> No
     if told is not None:
         raise WorkerError(**told) from fault
     if fault is not None:
-        raise _given_up(fault, first.experiment.cluster.max_failures) from fault
+        raise _given_up(fault, experiment.cluster.max_failures) from fault
     storage.delete(f".ray/{name}")
 
 

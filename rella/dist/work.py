@@ -1,0 +1,151 @@
+"""What each stage does for the jobs that lack it: inputs from the runner, outcomes in the order of the jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rella.artifacts import Artifact, Part
+from rella.baseline_pipeline import BaselinePipeline
+from rella.data.facts import dataset_facts
+from rella.data.samples import assemble
+from rella.data.sources import table1_row
+from rella.dist.checks import check_both_labels
+from rella.dist.context import Context, Job, Outcome
+from rella.stages import BASELINE, EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE
+from rella.storage import resolve_uri
+
+if TYPE_CHECKING:
+    from rella.dist.fit_ctr import FitTask
+
+
+def _prepare(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    for job in jobs:
+        e = job.experiment
+        raw = runner.source.load(e.data)
+        tables = assemble(raw, e.data)
+        tables.validate()
+        facts = dataset_facts(raw, tables)
+        check_both_labels(facts)
+        runner.say(f"{PREPARE:<9} {table1_row(facts)}")
+        held = (tables.users, tables.items, tables.interactions, tables.samples)
+        runner.storage.check_space(sum(int(t.nbytes) for t in held), f"the {PREPARE} stage")
+        columns = {"users": tables.users, "items": tables.items}
+        columns |= {"interactions": tables.interactions, "samples": tables.samples}
+        yield [job.artifact.write_part(t, 0, 1, name) for name, t in columns.items()], facts
+
+
+def _embed(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.embed import embed
+    from rella.dist.session import resources
+
+    for job in jobs:
+        data = job.pipeline.prepare.artifact(runner.storage)
+        items = data.manifest().facts["items"]
+        e = job.pipeline.experiment
+        wording = runner.source.wording(e)
+        parts = embed(job.artifact, data, e, runner.model, wording, items, resources(e.cluster))
+        yield parts, {"items": items, "hidden_size": runner.model.hidden_size}
+
+
+def _pca(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.embed import project
+
+    for job in jobs:
+        pooled = job.stage.inputs["pooled"].artifact(runner.storage)
+        dim = job.pipeline.experiment.pca_dim
+        yield project(job.artifact, pooled, None if dim == "none" else int(dim)), {}
+
+
+def _retrieve(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.retrieve import retrieve
+    from rella.dist.session import resources
+
+    for job in jobs:
+        e, pipeline = job.pipeline.experiment, job.pipeline
+        vectors = job.stage.inputs["vectors"].artifact(runner.storage)
+        on_cpus = replace(e.cluster, gpu=False)
+        yield retrieve(job.artifact, runner.share(pipeline, False), vectors, e, resources(on_cpus))
+
+
+def _reit(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.session import resources
+    from rella.dist.tune_lm import TuneTask, tune
+
+    tasks = []
+    for job in jobs:
+        e, retrieved = job.pipeline.experiment, "neighbours" in job.stage.inputs
+        shared = runner.share(job.pipeline, retrieved)
+        wording, title = runner.source.wording(e), job.stage.slug.partition("-")[2]
+        tasks.append(TuneTask(job.artifact, e, shared, wording, title))
+    return tune(tasks, runner.model, resources(runner.experiment.cluster), runner.say)
+
+
+def _baseline(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.dist.fit_ctr import fit
+    from rella.dist.session import resources
+
+    return fit([_fit_task(runner, job, job.artifact) for job in jobs], resources(runner.experiment.cluster), runner.say)
+
+
+def _fit_task(runner: Context, job: Job, artifact: Artifact) -> FitTask:
+    from rella.dist.fit_ctr import FitTask, field_columns
+
+    pipeline = job.pipeline
+    columns = field_columns(pipeline.prepare.artifact(runner.storage))
+    shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
+    return FitTask(artifact, pipeline.experiment, shared, columns, job.stage.slug)
+
+
+def _score(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    baselines = [job for job in jobs if isinstance(job.found_in, BaselinePipeline)]
+    others = [job for job in jobs if job not in baselines]
+    made = {job.stage.key: parts for job, parts in _score_baselines(runner, baselines)}
+    made |= {job.stage.key: parts for job, parts in _score_lm(runner, others)}
+    return [(made[job.stage.key], {"rows": sum(p.rows for p in made[job.stage.key])}) for job in jobs]
+
+
+def _score_baselines(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
+    from rella.dist.fit_ctr import BaselineScoreTask, score_baselines
+    from rella.dist.session import resources
+
+    if not jobs:
+        return []
+    tasks = []
+    for job in jobs:
+        fitted = job.stage.inputs["baseline"].artifact(runner.storage)
+        tasks.append(BaselineScoreTask(job.artifact, fitted, _fit_task(runner, job, fitted)))
+    return zip(jobs, score_baselines(tasks, resources(runner.experiment.cluster)), strict=True)
+
+
+def _score_lm(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
+    from rella.dist.score import ScoreTask, score
+    from rella.dist.session import resources
+
+    if not jobs:
+        return []
+    tasks = []
+    for job in jobs:
+        pipeline, e = job.pipeline, job.pipeline.experiment
+        tuned = job.stage.inputs.get("adapter")
+        adapter: Artifact | str | None = None
+        if tuned is not None:
+            adapter = tuned.artifact(runner.storage)
+        elif e.adapter != "none":
+            adapter = resolve_uri(e.adapter)
+        shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
+        tasks.append(ScoreTask(job.artifact, e, shared, runner.source.wording(e), adapter))
+    return zip(jobs, score(tasks, runner.model, resources(runner.experiment.cluster)), strict=True)
+
+
+WORK: dict[str, Callable[[Context, Sequence[Job]], Iterable[Outcome]]] = {
+    PREPARE: _prepare,
+    EMBED: _embed,
+    PCA: _pca,
+    RETRIEVE: _retrieve,
+    REIT: _reit,
+    BASELINE: _baseline,
+    SCORE: _score,
+}
+"""Stage → what makes it."""
