@@ -54,49 +54,60 @@ def only(storage: Path, stage: str, what: str) -> Artifact:
 
 @pytest.mark.ray
 def test_a_baseline_is_fitted_scored_and_found_again(storage: Path) -> None:
-    code, out, figures = job(storage, "--model", "din", "--seeds", "2")
+    """SIM, whose neighbours come from SUBR, on the whole training split."""
+    code, out, figures = job(storage, "--model", "sim", "--seeds", "2")
     assert code == 0, out
-    assert figures["baseline"] == "din"
+    assert figures["baseline"] == "sim (semantic)"
+    made = [line.split()[0] for line in out.splitlines() if " made " in line]
+    assert made == ["prepare", "embed", "pca", "retrieve", "baseline", "baseline", "score", "score"]
     assert 0.4 < figures["auc"] < 1
     assert len(figures["seeds"]) == 2
     assert figures["seeds"][0] != figures["seeds"][1]
     assert figures["auc"] == pytest.approx(np.mean([s["auc"] for s in figures["seeds"]]), abs=1e-6)
     assert set(figures["floor"]) == {"auc", "log_loss", "accuracy"}
     assert "set by jobs/baseline.py:\n    shots=all" in out
-    scores = only(storage, "score", "din-nall-k10-seed1")
+    scores = only(storage, "score", "sim-semantic-nall-k10-seed1")
     table = scores.read()
     assert table.schema.remove_metadata().equals(SCORES)
     yes, no = (table[c].to_numpy() for c in ("logit_yes", "logit_no"))
     assert not no.any()
     np.testing.assert_allclose(table["probability"].to_numpy(), 1 / (1 + np.exp(-yes.astype(np.float64))), atol=1e-12)
-    fitted = only(storage, "baseline", "din-nall-k10-seed1").manifest()
+    fitted = only(storage, "baseline", "sim-semantic-nall-k10-seed1").manifest()
+    assert set(fitted.inputs) == {"data", "neighbours"}
     assert [p.name for p in fitted.parts] == ["weights.safetensors"]
     assert fitted.facts["steps"] == len(fitted.facts["losses"])
     assert fitted.facts["losses"][-1] < fitted.facts["losses"][0]
     assert fitted.facts["best_step"] in [v["step"] for v in fitted.facts["valid"]]
-    code, out, again = job(storage, "--model=din", "--seeds=2")
+    code, out, again = job(storage, "--model=sim", "--seeds=2")
     assert code == 0, out
     assert out.count("baseline  found") == 2
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
 
 
 @pytest.mark.ray
-def test_sim_takes_its_neighbours_from_subr(storage: Path) -> None:
+@pytest.mark.slow
+def test_few_shots_and_a_subset_of_the_test_rows(storage: Path) -> None:
     code, out, figures = job(storage, "--model", "sim", "--shots", "256", "--test-rows", "100")
     assert code == 0, out
     assert figures["rows"] == 100
-    made = [line.split()[0] for line in out.splitlines() if " made " in line]
-    assert made[-5:] == ["embed", "pca", "retrieve", "baseline", "score"]
     manifest = only(storage, "baseline", "sim-semantic-n256").manifest()
     assert set(manifest.inputs) == {"data", "neighbours"}
     assert (manifest.facts["rows"], manifest.facts["valid_rows"]) == (256, 256)
-    code, out, hard = job(storage, "--model", "sim", "--search", "hard", "--shots", "256", "--test-rows", "100")
-    assert code == 0, out
-    assert hard["baseline"] == "sim (hard)"
-    assert hard["auc"] != figures["auc"]
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"])
+def test_every_model_runs(model: str, storage: Path) -> None:
+    searches = ("hard", "soft") if model == "sim" else ("semantic",)
+    for search in searches:
+        code, out, figures = job(storage, "--model", model, "--search", search, "--shots", "256", "--test-rows", "100")
+        assert code == 0, out
+        assert figures["baseline"] == (f"sim ({search})" if model == "sim" else model)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_one_worker_and_two_give_one_curve(storage: Path, tmp_path: Path) -> None:
     losses = []
     for workers in (1, 2):
