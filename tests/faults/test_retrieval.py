@@ -15,7 +15,7 @@ from tests.faults.harness import Place, Running, copied
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 UPSTREAM = ("prepare", "embed", "pca")
-CUT: dict[str, Any] = {"retrieve.cut": "targets", "retrieve.shard_pairs": 15_000}
+CUT: dict[str, Any] = {"retrieve.cut": "targets", "retrieve.shard_pairs": 4_000}
 
 
 def found_by_groups(place: Place) -> dict[str, datetime]:
