@@ -104,6 +104,15 @@ def is_held(artifact: Artifact) -> bool:
     return bool(holders(artifact))
 
 
+def sweep(artifact: Artifact) -> None:
+    """Delete claims of processes of this machine that are gone: what a driver left that was killed as it finished."""
+    # A courtesy: the storage may be one that can only be read.
+    with suppress(OSError):
+        for token, claim in _claims(artifact).items():
+            if claim.body and is_gone(claim.body):
+                _delete(artifact, token)
+
+
 def _path(artifact: Artifact, token: str, kind: str) -> str:
     return f"{artifact.path}/{LEASE}/{token}.{kind}"
 

@@ -213,6 +213,19 @@ def test_a_dead_process_s_lease_is_taken_at_once(artifact: Artifact) -> None:
     assert lease_files(artifact) == []
 
 
+def test_what_a_killed_driver_left_is_swept_and_nothing_else(artifact: Artifact) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    held_by(artifact, leases._here(), ended.pid, "gone")
+    beat(artifact, "gone")
+    held_by(artifact, leases._here(), os.getpid(), "alive")
+    held_by(artifact, OTHER_HOST, ended.pid, "elsewhere")
+    leases.sweep(artifact)
+    assert lease_files(artifact) == ["alive.json", "elsewhere.json"]
+    leases.sweep(artifact)
+    assert lease_files(artifact) == ["alive.json", "elsewhere.json"]
+
+
 def test_the_same_process_number_elsewhere_says_nothing(artifact: Artifact) -> None:
     held_by(artifact, OTHER_HOST, finished_process())
     with pytest.raises(BusyError, match="elsewhere, process"):

@@ -18,7 +18,7 @@ from rella.config import Experiment
 from rella.dist.checks import check_counts, space_needed
 from rella.dist.context import AnyPipeline, Context, Job
 from rella.dist.work import WORK
-from rella.leases import Lease
+from rella.leases import Lease, sweep
 from rella.models import adapter_identity, check_adapter
 from rella.pipeline import (
     Pipeline,
@@ -131,6 +131,7 @@ class Runner(Context):
         for job in jobs:
             self._restart(job)
             if job.artifact.is_complete():
+                sweep(job.artifact)
                 self.say(f"{name:<9} found  {job.artifact.where()}")
             else:
                 missing.append(job)
