@@ -169,9 +169,11 @@ class Running:
         below = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        # Ray's workers notice within two seconds; two of its agents, which only watch, take a minute.
-        _, left = psutil.wait_procs(below, timeout=5)
-        busy = [title for title in map(title_of, left) if title.startswith("ray::") and "Agent" not in title]
+        # Ray's workers notice within two seconds, more on a busy machine; idle ones, and two of its agents, which only
+        # watch, take up to a minute.
+        _, left = psutil.wait_procs(below, timeout=10)
+        titles = [title_of(p).strip() for p in left]
+        busy = [t for t in titles if t.startswith("ray::") and "Agent" not in t and t != "ray::IDLE"]
         assert not busy, f"still at work: {busy}"
         for process in left:
             process.kill()
