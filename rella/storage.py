@@ -105,14 +105,8 @@ class Storage:
             MissingError: there is none.
             StorageError: it cannot be read.
         """
-        with _explained(f"cannot read {self.shown(path)}"):
-            try:
-                with self._fs.open_input_stream(self.absolute(path), compression=None) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError as error:
-                missing = MissingError(f"{self.shown(path)} is missing")
-                missing.errno = errno.ENOENT
-                raise missing from error
+        with self._reading(path), self._fs.open_input_stream(self.absolute(path), compression=None) as stream:
+            return bytes(stream.read())
 
     @contextmanager
     def open(self, path: str) -> Iterator[pa.NativeFile]:
@@ -122,10 +116,14 @@ class Storage:
             MissingError: there is none.
             StorageError: it cannot be read.
         """
+        with self._reading(path), self._fs.open_input_file(self.absolute(path)) as file:
+            yield file
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         with _explained(f"cannot read {self.shown(path)}"):
             try:
-                with self._fs.open_input_file(self.absolute(path)) as file:
-                    yield file
+                yield
             except FileNotFoundError as error:
                 missing = MissingError(f"{self.shown(path)} is missing")
                 missing.errno = errno.ENOENT
