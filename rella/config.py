@@ -90,6 +90,9 @@ class RetrieveConfig:
     cut: Literal["auto", "samples", "targets"] = "auto"
     """How the work is cut: into ranges of samples, or by target, so that no target is compared with all items twice,
     and put in order afterwards. `auto`: by target where ranges would repeat many seconds of it."""
+    gpu: bool = False
+    """Retrieve on GPUs, one worker each, for the same positions; ranges of samples are then the better cut. Not for
+    `distance: l1`. Needs numba-cuda."""
 
 
 @dataclass(frozen=True)

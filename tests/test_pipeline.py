@@ -82,6 +82,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "retrieve.samples": ("all", ("retrieve",)),
     "retrieve.shard_pairs": (1000, NEITHER),
     "retrieve.cut": ("targets", NEITHER),
+    "retrieve.gpu": (True, NEITHER),
     "prompt.template": ("sample", LM),
     "prompt.wrapper": ("plain", LM),
     "prompt.variant": ("authors", ("reit", "score")),

@@ -8,6 +8,7 @@ merged into parts in the order of samples (`rella.retrieval.plan`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,12 +22,11 @@ import ray
 from rella.artifacts import Artifact, Layout, Part
 from rella.config import Experiment
 from rella.data.selection import SubsetRule, choose, wanted_ids
-from rella.data.tables import Tables, column
-from rella.dist.dataset import Shared
+from rella.data.tables import Histories, column
 from rella.dist.embed import vectors_of
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import MIN_SHARDS, Shard, by_cost, cut_at, run_shards
-from rella.errors import ArtifactError
+from rella.errors import ArtifactError, InputError
 from rella.retrieval import engines
 from rella.retrieval.index import Index, Samples
 from rella.retrieval.plan import Plan, merge
@@ -39,64 +39,75 @@ NEIGHBOURS = Layout(encodings={"sample_id": "DELTA_BINARY_PACKED", "positions.li
 
 
 @dataclass(frozen=True)
-class Work:
-    """How the retrieval of a data set is cut."""
+class Asked:
+    """The samples to retrieve for, ascending by id."""
+
+    ids: npt.NDArray[np.int64]
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What the driver has to know of the work."""
 
     samples: int
     pairs: int
     """(target, earlier behaviour) pairs."""
     longest: int
     """Behaviours in the longest history."""
-    ranges: list[Shard] | None
-    """Ranges of samples, or None where it is cut by target."""
-
-
-def chosen_samples(tables: Tables, experiment: Experiment) -> tuple[npt.NDArray[np.int64], Samples]:
-    """Return ids and columns of the samples that `retrieve.samples` names, ascending by id; of all, without a copy."""
-    all_of_them = tables.samples
-    if experiment.retrieve.samples == "all":
-        user, item, end = (column(all_of_them, name) for name in ("user", "item", "end"))
-        return column(all_of_them, "sample_id"), Samples(user, item, end)
-    chosen = choose(all_of_them, wanted_ids(all_of_them, experiment.retrieve.samples, SubsetRule.of(experiment)))
-    return chosen.sample_id, Samples(chosen.user, chosen.item, chosen.end)
-
-
-@ray.remote(num_cpus=0)
-def _index(tables: Tables, vectors: Artifact, experiment: Experiment) -> Index:
-    return Index.of(vectors_of(vectors.read()), tables.histories(), experiment.distance)
-
-
-@ray.remote(num_cpus=0)
-def _work(tables: Tables, index: Index, experiment: Experiment) -> Work:
-    _, samples = chosen_samples(tables, experiment)
-    # A sample costs its pairs and a little on top.
-    ranges, cut = (
-        by_cost(0, samples.end.astype(np.int64) + 16, experiment.retrieve.shard_pairs),
-        experiment.retrieve.cut,
-    )
-    if cut == "auto":
-        cut = "targets" if engines.seconds(index, samples)[0] * (len(ranges) - 1) > REPEATED else "samples"
-    longest = int(samples.end.max(initial=0))
-    return Work(len(samples), samples.pairs, longest, ranges if cut == "samples" else None)
-
-
-@dataclass(frozen=True)
-class Brief:
-    """What the driver has to know of a plan."""
-
-    digest: str
-    pairs: list[int]
-    """By group."""
-    edges: list[int]
+    ranges: list[Shard]
+    """Ranges of samples; empty where it is cut by target."""
+    digest: str = ""
+    """Of the plan, where it is cut by target."""
+    group_pairs: tuple[int, ...] = ()
+    """By group of the plan."""
+    edges: tuple[int, ...] = ()
     """Where the parts' samples begin, and where the last one's end."""
 
 
+def asked_samples(table: pa.Table, experiment: Experiment) -> Asked:
+    """Return the samples that `retrieve.samples` names."""
+    if experiment.retrieve.samples == "all":
+        user, item, end = (column(table, name) for name in ("user", "item", "end"))
+        return Asked(column(table, "sample_id"), Samples(user, item, end))
+    chosen = choose(table, wanted_ids(table, experiment.retrieve.samples, SubsetRule.of(experiment)))
+    return Asked(chosen.sample_id, Samples(chosen.user, chosen.item, chosen.end))
+
+
+def read(data: Artifact, vectors: Artifact, experiment: Experiment) -> tuple[Index, Asked]:
+    """Read what retrieval looks at, and nothing else of the data set.
+
+    All at once: most of it is hashing and decoding, which do not hold the interpreter's lock.
+    """
+    needed = ["sample_id", "user", "item", "end"] if experiment.retrieve.samples == "all" else None
+    with ThreadPoolExecutor(4) as pool:
+        samples = pool.submit(lambda: asked_samples(data.read("samples", needed), experiment))
+        items = pool.submit(lambda: column(data.read("interactions", ["item"]), "item"))
+        offset = pool.submit(lambda: column(data.read("users", ["offset"]), "offset"))
+        floats = pool.submit(lambda: vectors_of(vectors.read()))
+        item = items.result()
+        no_ratings = np.zeros(0, np.float32)
+        histories = Histories(np.append(offset.result(), np.int64(len(item))), item, no_ratings)
+        return Index.of(floats.result(), histories, experiment.distance), samples.result()
+
+
 @ray.remote(num_cpus=0)
-def _plan(tables: Tables, index: Index, experiment: Experiment) -> tuple[Plan, Brief]:
-    _, samples = chosen_samples(tables, experiment)
-    groups = max(MIN_SHARDS, -(-samples.pairs // experiment.retrieve.shard_pairs))
-    plan = Plan.of(index, samples, experiment.retrieve.k_max, groups)
-    return plan, Brief(plan.digest, plan.pairs.tolist(), plan.edges.tolist())
+def _ready(data: Artifact, vectors: Artifact, experiment: Experiment) -> tuple[Index, Asked, Plan | None, Brief]:
+    """Make ready what all workers share, in one process: what goes from one to another is copied twice."""
+    index, asked = read(data, vectors, experiment)
+    samples, retrieve = asked.samples, experiment.retrieve
+    # A sample costs its pairs and a little on top.
+    ranges, cut = by_cost(0, samples.end.astype(np.int64) + 16, retrieve.shard_pairs), retrieve.cut
+    if cut == "auto" and retrieve.gpu:
+        cut = "samples"  # A card makes all rows again in less time than a merge takes.
+    elif cut == "auto":
+        cut = "targets" if engines.seconds(index, samples)[0] * (len(ranges) - 1) > REPEATED else "samples"
+    brief = Brief(len(samples), samples.pairs, int(samples.end.max(initial=0)), ranges)
+    if cut == "samples":
+        return index, asked, None, brief
+    plan = Plan.of(index, samples, retrieve.k_max, max(MIN_SHARDS, -(-samples.pairs // retrieve.shard_pairs)))
+    groups, edges = tuple(plan.pairs.tolist()), tuple(plan.edges.tolist())
+    return index, asked, plan, replace(brief, ranges=[], digest=plan.digest, group_pairs=groups, edges=edges)
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,8 @@ class Setup:
     """What every worker of the stage gets; large things as references to the object store."""
 
     artifact: Artifact
-    shared: Shared
     index: Any
+    asked: Any
     experiment: Experiment
     longest: int
     threads: int
@@ -124,10 +135,6 @@ class Setup:
         """Neighbours kept."""
         return self.experiment.retrieve.k_max
 
-    def samples(self) -> tuple[npt.NDArray[np.int64], Samples]:
-        """Return the chosen samples, in a worker."""
-        return chosen_samples(self.shared.fetch_tables(), self.experiment)
-
     def write(self, ids: npt.NDArray[np.int64], offsets: Any, positions: Any, shard: Shard, pairs: int) -> Part:  # noqa: ANN401
         """Write a part of the neighbours table."""
         lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(positions).cast(self.kind))
@@ -137,8 +144,9 @@ class Setup:
 
 class _Retrieving:
     def __init__(self, setup: Setup) -> None:
+        asked: Asked = ray.get(setup.asked)
         self.setup, self.index = setup, ray.get(setup.index)
-        self.ids, self.samples = setup.samples()
+        self.ids, self.samples = asked.ids, asked.samples
 
     def positions(
         self, samples: Samples, engine: engines.Engine
@@ -147,7 +155,12 @@ class _Retrieving:
         offsets = np.zeros(len(samples) + 1, np.int64)
         np.cumsum(np.minimum(samples.end, k), out=offsets[1:])
         out = np.empty(int(offsets[-1]), np.int32)
-        engines.run(self.index, samples, k, offsets[:-1], out, lambda n: report(n), self.setup.threads, engine)
+        if self.setup.experiment.retrieve.gpu:
+            from rella.retrieval import device
+
+            device.run(self.index, samples, k, offsets[:-1], out, lambda n: report(n))
+        else:
+            engines.run(self.index, samples, k, offsets[:-1], out, lambda n: report(n), self.setup.threads, engine)
         return offsets, out
 
 
@@ -192,8 +205,9 @@ class MergeWorker:
     """Puts together a part in the order of samples from what the groups have found."""
 
     def __init__(self, setup: Setup) -> None:
+        asked: Asked = ray.get(setup.asked)
         self.setup, self.plan = setup, ray.get(setup.plan)
-        self.ids, self.samples = setup.samples()
+        self.ids, self.samples = asked.ids, asked.samples
 
     def run(self, shard: Shard) -> Part:
         """Merge and write the part."""
@@ -218,34 +232,38 @@ class MergeWorker:
 
 
 def retrieve(
-    artifact: Artifact, shared: Shared, vectors: Artifact, experiment: Experiment, resources: Resources
+    artifact: Artifact, data: Artifact, vectors: Artifact, experiment: Experiment, resources: Resources
 ) -> tuple[list[Part], dict[str, int]]:
-    """Retrieve for every sample asked for; return the parts and the stage's facts."""
-    index = _index.remote(shared.tables, vectors, experiment)
-    work: Work = ray.get(_work.remote(shared.tables, index, experiment))
+    """Retrieve for every sample asked for; return the parts and the stage's facts.
+
+    Raises:
+        InputError: L1 on GPUs.
+    """
+    if experiment.retrieve.gpu and experiment.distance == "l1":
+        raise InputError("--retrieve.gpu: L1 is no matrix product, and has no engine there; leave the flag out")
+    index, asked, plan, told = _ready.options(num_returns=4).remote(data, vectors, experiment)
+    work: Brief = ray.get(told)
     with RemoteProgress("retrieve", work.pairs, "pairs") as progress:
-        setup = Setup(artifact, shared, index, experiment, work.longest, resources.cpus, progress.handle)
-        if work.ranges is not None:
+        setup = Setup(artifact, index, asked, experiment, work.longest, resources.cpus, progress.handle)
+        if work.ranges:
             pairs = {s: (s.stop - s.start) * work.pairs // max(1, work.samples) for s in work.ranges}
             parts = _shards(RangeWorker, setup, pairs, resources)
         else:
-            setup, cuts = _retrieve_groups(setup, resources)
-    if work.ranges is None:
+            setup = replace(setup, plan=plan, work_table=f"work-{work.digest}")
+            cuts = _retrieve_groups(setup, work, resources)
+    if not work.ranges:
         with RemoteProgress("merge", work.samples, "samples") as progress:
             parts = _shards(MergeWorker, replace(setup, progress=progress.handle), cuts, resources)
     return parts, {"samples": work.samples, "pairs": work.pairs, "longest_history": work.longest}
 
 
-def _retrieve_groups(setup: Setup, resources: Resources) -> tuple[Setup, dict[Shard, int]]:
+def _retrieve_groups(setup: Setup, work: Brief, resources: Resources) -> dict[Shard, int]:
     """Retrieve for every group of the plan, unless all parts are there; return the parts to merge and their samples."""
-    plan, brief = _plan.options(num_returns=2).remote(setup.shared.tables, setup.index, setup.experiment)
-    known: Brief = ray.get(brief)
-    setup = replace(setup, plan=plan, work_table=f"work-{known.digest}")
-    parts = cut_at(0, known.edges[:-1], known.edges[-1])
+    parts = cut_at(0, work.edges[:-1], work.edges[-1])
     if any(setup.artifact.good_part(s.shard, s.shards) is None for s in parts):
-        groups = {Shard(0, g, len(known.pairs), 0, 0): pairs for g, pairs in enumerate(known.pairs)}
+        groups = {Shard(0, g, len(work.group_pairs), 0, 0): pairs for g, pairs in enumerate(work.group_pairs)}
         _shards(GroupWorker, setup, groups, resources, setup.work_table)
-    return setup, {s: s.stop - s.start for s in parts}
+    return {s: s.stop - s.start for s in parts}
 
 
 def _shards(

@@ -65,8 +65,9 @@ def _retrieve(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
     for job in jobs:
         e, pipeline = job.pipeline.experiment, job.pipeline
         vectors = job.stage.inputs["vectors"].artifact(runner.storage)
-        on_cpus = replace(e.cluster, gpu=False)
-        yield retrieve(job.artifact, runner.share(pipeline, False), vectors, e, resources(on_cpus))
+        where = replace(e.cluster, gpu=e.retrieve.gpu)
+        data = pipeline.prepare.artifact(runner.storage)
+        yield retrieve(job.artifact, data, vectors, e, resources(where))
 
 
 def _reit(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from rella.artifacts import Artifact, Manifest, Part
 from rella.config import ClusterConfig, Experiment, RetrieveConfig
 from rella.data.questions import Neighbours
 from rella.data.tables import Tables
-from rella.errors import WorkerError
+from rella.errors import InputError, WorkerError
 from rella.retrieval.engines import top_k
 from rella.schemas import SAMPLES
 from rella.storage import Storage
@@ -30,7 +31,7 @@ SETTING: dict[str, Any] = {"k_max": 9, "shard_pairs": 100_000, "cut": "targets"}
 def _ray() -> Iterator[None]:
     from rella.dist.session import session
 
-    with session(ClusterConfig(gpu=False)):
+    with session(ClusterConfig()):
         yield
 
 
@@ -56,13 +57,12 @@ class Place:
         return artifact
 
     def run(self, **options: Any) -> list[Part]:
-        from rella.dist.dataset import Shared
         from rella.dist.retrieve import retrieve
         from rella.dist.session import resources
 
         experiment = Experiment(retrieve=RetrieveConfig(**{**SETTING, **options}))
-        pool = resources(ClusterConfig(gpu=False))
-        parts, facts = retrieve(self.result, Shared.load(self.data), self.pca, experiment, pool)
+        pool = resources(ClusterConfig(gpu=experiment.retrieve.gpu))
+        parts, facts = retrieve(self.result, self.data, self.pca, experiment, pool)
         assert facts["samples"] == len(self.tables.samples)
         assert sum(p.facts["pairs"] for p in parts) == facts["pairs"]
         assert sum(p.rows for p in parts) == facts["samples"]
@@ -175,8 +175,9 @@ def test_what_groups_have_found_is_kept(place: Place) -> None:
 @pytest.mark.usefixtures("_ray")
 def test_damage_between_finding_and_merging_is_named(place: Place) -> None:
     """The group's file was whole when it was looked at, and is not when it is merged."""
+    import ray
+
     from rella.dist import retrieve
-    from rella.dist.dataset import Shared
     from rella.dist.session import RemoteProgress, resources
 
     place.run()
@@ -184,13 +185,31 @@ def test_damage_between_finding_and_merging_is_named(place: Place) -> None:
     Path(place.storage.uri, place.result.path, "parts/part-00000-of-00001.parquet").unlink()
     with RemoteProgress("x", 1, "x") as progress:
         experiment = Experiment(retrieve=RetrieveConfig(**SETTING))
-        shared = Shared.load(place.data)
-        index = retrieve._index.remote(shared.tables, place.pca, experiment)
-        setup = retrieve.Setup(place.result, shared, index, experiment, 299, 1, progress.handle)
-        pool = resources(ClusterConfig(gpu=False))
-        setup, cuts = retrieve._retrieve_groups(setup, pool)
+        made = retrieve._ready.options(num_returns=4).remote(place.data, place.pca, experiment)
+        index, asked, plan, told = made
+        work, pool = ray.get(told), resources(ClusterConfig(gpu=False))
+        found = f"work-{work.digest}"
+        setup = retrieve.Setup(place.result, index, asked, experiment, 299, 1, progress.handle, plan, found)
+        cuts = retrieve._retrieve_groups(setup, work, pool)
         content = bytearray(victim.read_bytes())
         content[100] ^= 1
         victim.write_bytes(content)
         with pytest.raises(WorkerError, match=rf"{victim.name} was damaged: start the job again"):
             retrieve._shards(retrieve.MergeWorker, setup, cuts, pool)
+
+
+def test_l1_on_gpus_is_refused(place: Place) -> None:
+    """Before anything starts."""
+    from rella.dist.retrieve import retrieve
+    from rella.dist.session import Resources
+
+    experiment = Experiment(retrieve=RetrieveConfig(gpu=True), distance="l1")
+    with pytest.raises(InputError, match=r"--retrieve.gpu: L1 is no matrix product"):
+        retrieve(place.result, place.data, place.pca, experiment, Resources(1, 1, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.usefixtures("_ray")
+def test_on_gpus(place: Place) -> None:
+    assert_right(place, place.read(place.run(gpu=True)))

@@ -126,7 +126,7 @@ def finished(storage: Storage, stage: str, tables: dict[str, pa.Table]) -> Artif
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_all_of_ml_1m_by_one_and_by_two_workers(ml_1m: Tables, tmp_path: Path, distance: Distance) -> None:
     """The stage as jobs run it, cut in both ways: every position of every sample."""
-    from rella.dist.dataset import TABLES, Shared
+    from rella.dist.dataset import TABLES
     from rella.dist.retrieve import retrieve
     from rella.dist.session import resources
 
@@ -137,12 +137,11 @@ def test_all_of_ml_1m_by_one_and_by_two_workers(ml_1m: Tables, tmp_path: Path, d
     data = finished(storage, "prepare", {name: getattr(ml_1m, name) for name in TABLES})
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 512)
     pca = finished(storage, "pca", {"": pa.table({"item": ml_1m.items["item"], "vector": flat})})
-    shared = Shared.load(data)
     for cut, workers in itertools.product(("samples", "targets"), (1, 2)):
         result = Artifact(storage, f"ml-1m/retrieve/{cut}-{workers}-000000000000", "1" * 64)
         rules = RetrieveConfig(cut=cut, k_max=80)  # type: ignore[arg-type]
         experiment = Experiment(retrieve=rules, distance=distance)
-        parts, _ = retrieve(result, shared, pca, experiment, resources(ClusterConfig(gpu=False, workers=workers)))
+        parts, _ = retrieve(result, data, pca, experiment, resources(ClusterConfig(gpu=False, workers=workers)))
         result.finish(Manifest("retrieve", 1, "1" * 64, "ml-1m", {}, {}, {}, parts))
         found = Neighbours.from_table(result.read())
         assert np.array_equal(found.sample_id, ml_1m.samples["sample_id"].to_numpy())
