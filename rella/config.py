@@ -71,7 +71,8 @@ class EmbedConfig:
     wrapped: bool = field(default=False, metadata=_in(EMBED))
     """Whether the item's text is put in the conversation template of `prompt.wrapper`, as in the authors' code."""
     batch_tokens: int = 16384
-    """Token budget of one forward pass, padding included."""
+    """Token budget of one forward pass, padding included; halves where a card's memory runs out. A CPU takes at most
+    2,048, which its caches hold."""
     shard_items: int = 8192
     """Items in one part."""
 
@@ -178,7 +179,8 @@ class ScoreConfig:
     k: int | Auto = field(default="auto", metadata=_in(SCORE))
     """Behaviours in a scored prompt; `auto` is the experiment's K."""
     batch_tokens: int = 16384
-    """Token budget of one forward pass, padding included."""
+    """Token budget of one forward pass, padding included; halves where a card's memory runs out. A CPU takes at most
+    2,048, which its caches hold."""
     bucketing: bool = True
     """Whether a forward pass holds prompts of similar length, the longest first (less padding), or as they come."""
     shard_rows: int = 4096

@@ -36,6 +36,13 @@ class Bar:
         if self._bar is None and time.monotonic() - self._printed >= LOG_SECONDS:
             self._print()
 
+    def say(self, line: str) -> None:
+        """Print a line of its own on standard error, above the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def _print(self) -> None:
         """One line of a log: nothing is redrawn, so nothing is padded or overwritten."""
         self._printed = time.monotonic()

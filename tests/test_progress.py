@@ -36,3 +36,16 @@ def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch
     shown = capsys.readouterr().err
     assert "10/10" in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_of_its_own_stays_whole(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with Bar("embed", 10, "items") as bar:
+        bar.to(4)
+        bar.say("embed: out of memory")
+        bar.to(10)
+    lines = [line.split("\r")[-1] for line in capsys.readouterr().err.splitlines()]
+    assert "embed: out of memory" in lines

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from rella.artifacts import Artifact, Part
+from rella.artifacts import Artifact, Layout, Part
 from rella.config import Experiment
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
@@ -19,6 +20,9 @@ from rella.schemas import POOLED, check
 from rella.wording import Wording
 
 PROJECTION = "projection.npz"
+
+VECTORS = Layout(encodings={"item": "DELTA_BINARY_PACKED", "vector.list.element": "BYTE_STREAM_SPLIT"})
+"""Without dictionaries, which no two floats share: half the time to write, a tenth less to keep."""
 
 
 class EmbedWorker:
@@ -37,10 +41,13 @@ class EmbedWorker:
         import torch
 
         from rella.lm.loading import best_device, load_base, load_tokenizer
+        from rella.lm.passes import TokenBudget
         from rella.lm.reading import Reader
 
         torch.set_num_threads(cpus)
         self.artifact, self.experiment, self.progress = artifact, experiment, progress
+        self.budget = TokenBudget(experiment.embed.batch_tokens, "embed", "--embed.batch-tokens", progress.say)
+        self.device = threading.Lock()
         self.tokenizer = load_tokenizer(model)
         reader = Reader(self.tokenizer, model, experiment.prompt, wording)
         rows = data.read("items").to_pylist()
@@ -51,18 +58,19 @@ class EmbedWorker:
         self.base = load_base(model, experiment.precision, best_device(), head=self.generated)
 
     def run(self, shard: Shard) -> Part:
-        """Embed the items of a shard and write their part."""
+        """Embed the items of a shard and write their part, the latter while another thread embeds the next."""
         from rella.lm.embedding import embed_texts
         from rella.lm.generated import embed_generated
 
-        options, texts = self.experiment.embed, self.texts[shard.start : shard.stop]
-        done = lambda n: self.progress.report(n)  # noqa: E731
-        if self.generated:
-            vectors = embed_generated(self.base, self.tokenizer, texts, options.batch_tokens, done)
-        else:
-            vectors = embed_texts(self.base, self.tokenizer, texts, options.pool_bos, options.batch_tokens, done)
+        texts, report = self.texts[shard.start : shard.stop], self.progress.report
+        with self.device:
+            if self.generated:
+                vectors = embed_generated(self.base, self.tokenizer, texts, self.budget, report)
+            else:
+                pool_bos = self.experiment.embed.pool_bos
+                vectors = embed_texts(self.base, self.tokenizer, texts, pool_bos, self.budget, report)
         table = vector_table(np.arange(shard.start, shard.stop, dtype=np.int32), vectors)
-        return self.artifact.write_part(table, shard.shard, shard.shards)
+        return self.artifact.write_part(table, shard.shard, shard.shards, layout=VECTORS)
 
 
 def vector_table(item: npt.NDArray[np.int32], vectors: npt.NDArray[np.float32]) -> pa.Table:
@@ -103,7 +111,7 @@ def embed(
             "progress": progress.handle,
         }
         kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
-        return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept)[0]
+        return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept, threads=2)[0]
 
 
 @ray.remote(num_cpus=1)

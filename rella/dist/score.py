@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from rella.storage import Storage
 from rella.wording import Wording
 
 if TYPE_CHECKING:
+    from rella.lm.passes import TokenBudget
     from rella.lm.reading import Reader
 
 ADAPTER = "adapter"
@@ -86,14 +88,22 @@ class ScoreWorker:
 
         torch.set_num_threads(cpus)
         self.tasks, self.identity, self.progress = tasks, model, progress
+        self.budgets: dict[int, TokenBudget] = {}
+        self.device = threading.Lock()
         self.tokenizer = load_tokenizer(model)
         self.model = load_base(model, tasks[0].experiment.precision, best_device())
         self.attached: int | None = None
         self.tables: dict[int, tuple[Catalogue, Chosen, Neighbours | None]] = {}
 
     def run(self, shard: Shard) -> Part:
-        """Score the samples of a shard and write their part."""
-        from rella.lm.scoring import answer_logits
+        """Score the samples of a shard and write their part, the latter while another thread scores the next."""
+        with self.device:
+            samples, logits, facts = self._score(shard)
+        table = score_table(samples, logits)
+        return self.tasks[shard.task].artifact.write_part(table, shard.shard, shard.shards, facts=facts)
+
+    def _score(self, shard: Shard) -> tuple[Chosen, np.ndarray, dict[str, int]]:
+        from rella.lm.scoring import question_logits
 
         task = self.tasks[shard.task]
         e = task.experiment
@@ -101,22 +111,25 @@ class ScoreWorker:
         mine = samples.rows(shard.start, shard.stop)
         reader = self._reader(task)
         encoder = reader.encoder()
-        prompts = encoder.encode(questions(catalogue, mine, e.history, neighbours, int(e.score.k)))
-        logits = answer_logits(
+        logits, tokens = question_logits(
             self._with_adapter(shard.task),
-            prompts,
+            encoder,
+            questions(catalogue, mine, e.history, neighbours, int(e.score.k)),
             reader.answers().pair,
-            self.tokenizer.pad_token_id,
-            e.score.batch_tokens,
-            lambda n: self.progress.report(n),
+            self._budget(e.score.batch_tokens),
+            self.progress.report,
             e.score.bucketing,
         )
-        facts = {
-            "tokens": sum(len(p) for p in prompts),
-            "truncated_prompts": encoder.truncated,
-            "dropped_behaviours": encoder.dropped,
-        }
-        return task.artifact.write_part(score_table(mine, logits), shard.shard, shard.shards, facts=facts)
+        facts = {"tokens": tokens, "truncated_prompts": encoder.truncated, "dropped_behaviours": encoder.dropped}
+        return mine, logits, facts
+
+    def _budget(self, tokens: int) -> TokenBudget:
+        """The budget of all tasks that ask for this one: what the first learns of the memory, the others need not."""
+        from rella.lm.passes import TokenBudget
+
+        if tokens not in self.budgets:
+            self.budgets[tokens] = TokenBudget(tokens, "score", "--score.batch-tokens", self.progress.say)
+        return self.budgets[tokens]
 
     def _reader(self, task: ScoreTask) -> Reader:
         from rella.lm.reading import Reader
@@ -164,4 +177,4 @@ def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources
     with RemoteProgress("score", sum(counts), "prompts") as progress:
         setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
         kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
-        return run_shards(ScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept)
+        return run_shards(ScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept, threads=2)

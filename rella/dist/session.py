@@ -253,6 +253,7 @@ class _Counter:
     def start(self, topic: int) -> None:
         self.topic, self.done, self.note = topic, 0, ""
         self.at: dict[int, int] = {}
+        self.lines: list[str] = []
         self.failed: dict[str, Any] | None = None
 
     def add(self, topic: int, rows: int, note: str) -> None:
@@ -266,8 +267,16 @@ class _Counter:
             self.at[source] = rows
             self.note = note or self.note
 
+    def tell(self, topic: int, line: str) -> None:
+        # Many workers learn the same.
+        if topic == self.topic and line not in self.lines:
+            self.lines.append(line)
+
     def look(self) -> tuple[int, str]:
         return self.done + sum(self.at.values()), self.note
+
+    def heard(self, known: int) -> list[str]:
+        return self.lines[known:]
 
     def fail(self, topic: int, failed: dict[str, Any]) -> None:
         if topic == self.topic and self.failed is None:
@@ -292,6 +301,10 @@ class ProgressHandle:
         """Say that `rows` of a source are done in all: fit for work that may start again; returns at once."""
         self.counter.set.remote(self.topic, source, rows, note)
 
+    def say(self, line: str) -> None:
+        """Have the driver print a line, once however many workers say it."""
+        ray.get(self.counter.tell.remote(self.topic, line))
+
     def fail(self, failed: dict[str, Any]) -> None:
         """Keep the first error (from `failure`) that starting again would not mend."""
         ray.get(self.counter.fail.remote(self.topic, failed))
@@ -315,6 +328,7 @@ class RemoteProgress:
         cls._topics += 1
         self.handle = ProgressHandle(cls._counter, cls._topics)
         self._title, self._total, self._unit = title, total, unit
+        self._printed = 0
         self._stop = threading.Event()
 
     @classmethod
@@ -340,7 +354,12 @@ class RemoteProgress:
 
     def _look(self, bar: Bar) -> None:
         try:
-            bar.to(*ray.get(self.handle.counter.look.remote(), timeout=5))
+            counter = self.handle.counter
+            done, lines = ray.get([counter.look.remote(), counter.heard.remote(self._printed)], timeout=5)
+            for line in lines:
+                bar.say(line)
+            self._printed += len(lines)
+            bar.to(*done)
         except ray.exceptions.RayError:
             # Progress is a courtesy: a lost counter must not end the work.
             time.sleep(POLL_SECONDS)

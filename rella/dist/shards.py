@@ -75,6 +75,7 @@ def run_shards(
     resources: Resources,
     on_kept: Callable[[Shard], None] | None = None,
     table: str = "",
+    threads: int = 1,
 ) -> list[list[Part]]:
     """Make every shard's part and return them by task, in shard order.
 
@@ -86,6 +87,8 @@ def run_shards(
         resources: of one actor, and how many.
         on_kept: called for every shard that an earlier run left whole.
         table: of the parts, where an artifact has several.
+        threads: shards that a worker has under way; past 1 `run` is called by several threads at once, so that one may
+            write while the next computes.
     """
     found = {s: artifacts[s.task].good_part(s.shard, s.shards, table) for s in shards}
     made = {s: part for s, part in found.items() if part is not None}
@@ -94,16 +97,24 @@ def run_shards(
             on_kept(shard)
     todo = [s for s in shards if s not in made]
     if todo:
-        made |= _run(worker, setup, todo, resources)
+        made |= _run(worker, setup, todo, resources, threads)
     return [[made[s] for s in sorted(shards, key=lambda s: s.shard) if s.task == t] for t in range(len(artifacts))]
 
 
-def _run(worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resources: Resources) -> dict[Shard, Part]:
+def _run(
+    worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resources: Resources, threads: int
+) -> dict[Shard, Part]:
     data = ray.data.from_items([asdict(s) for s in todo], override_num_blocks=len(todo))
     done = data.map_batches(
         _ShardActor,
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(resources.workers, len(todo))),
+        compute=ActorPoolStrategy(
+            size=min(resources.workers, len(todo)),
+            # One more than threads would be work that another worker could have taken up.
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=threads,
+            enable_true_multi_threading=threads > 1,
+        ),
         # As bytes: Ray warns of actors that restart with object references among their arguments, as these references
         # could be gone by then. Pickled by hand they stay alive until the session ends.
         fn_constructor_kwargs={"packed": ray.cloudpickle.dumps((worker, dict(setup)))},

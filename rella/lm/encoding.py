@@ -37,8 +37,7 @@ class PromptEncoder:
         Raises:
             InputError: a prompt that is too long without any behaviour; names the target.
         """
-        texts = [q.text(self.wording, self.wrapper) for q in questions]
-        encoded = [np.asarray(ids, dtype=np.int32) for ids in self.tokenizer(texts)["input_ids"]] if texts else []
+        encoded = token_rows(self.tokenizer, [q.text(self.wording, self.wrapper) for q in questions])
         return [
             self._fit(q, ids) if len(ids) > self.max_tokens else ids for q, ids in zip(questions, encoded, strict=True)
         ]
@@ -64,6 +63,12 @@ class PromptEncoder:
         return best
 
 
+def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:  # noqa: ANN401 - transformers is untyped here
+    """Return the texts' token ids as the tokenizer wraps them, int32."""
+    found = tokenizer(list(texts), return_attention_mask=False)["input_ids"] if texts else []
+    return [np.asarray(ids, dtype=np.int32) for ids in found]
+
+
 def token_batches(lengths: Sequence[int], budget: int, bucketing: bool = True) -> Iterator[list[int]]:
     """Yield row numbers in batches of at most `budget` tokens, padding included, longest rows first.
 
@@ -87,10 +92,14 @@ def pad_right(rows: Sequence[Ids], pad: int, device: torch.device) -> tuple[torc
     """Return (B, L) int64 ids padded on the right and (B,) int64 lengths.
 
     Causal attention never looks right, so no real token sees padding and no attention mask is needed: the fastest
-    kernels take over.
+    kernels take over. The copy to a card does not wait for what the card is doing.
     """
     lengths = [len(r) for r in rows]
     ids = np.full((len(rows), max(lengths)), pad, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
-    return torch.from_numpy(ids).to(device), torch.tensor(lengths, device=device)
+    tensors = torch.from_numpy(ids), torch.tensor(lengths)
+    if device.type == "cuda":
+        # From pageable memory the host would wait for the card.
+        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
+    return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)

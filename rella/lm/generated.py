@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rella.lm.encoding import pad_right, token_batches
+from rella.lm.encoding import token_rows
+from rella.lm.lean import lean
+from rella.lm.passes import TokenBudget, budget_of, run_passes
 from rella.lm.scoring import causal_lm
 
 
@@ -17,7 +19,7 @@ def embed_generated(
     model: Any,  # noqa: ANN401 - transformers is untyped here
     tokenizer: Any,  # noqa: ANN401
     texts: Sequence[str],
-    batch_tokens: int = 16384,
+    batch_tokens: int | TokenBudget = 16384,
     on_done: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return (texts, D) float32: the last hidden state of the likeliest next token, itself read by the model.
@@ -31,23 +33,29 @@ def embed_generated(
         texts: item sentences.
         batch_tokens: token budget of a forward pass, padding included.
         on_done: called with the number of texts of each batch.
+
+    Raises:
+        InputError: a single text does not fit into the device's memory.
     """
     lm = causal_lm(model)
-    device = lm.get_output_embeddings().weight.device
-    rows = [np.asarray(ids, dtype=np.int32) for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-    out = np.zeros((len(rows), lm.config.hidden_size), dtype=np.float32)
-    with torch.inference_mode():
-        for batch in token_batches([len(r) + 1 for r in rows], batch_tokens):
-            read = [rows[i] for i in batch]
-            chosen = lm.get_output_embeddings()(_last_states(lm, read, tokenizer.pad_token_id, device)).argmax(-1)
-            longer = [np.append(r, np.int32(t)) for r, t in zip(read, chosen.tolist(), strict=True)]
-            out[batch] = _last_states(lm, longer, tokenizer.pad_token_id, device).float().cpu().numpy()
-            if on_done is not None:
-                on_done(len(batch))
-    return out
+    head = lm.get_output_embeddings()
+    device, pad = head.weight.device, tokenizer.pad_token_id
+
+    def forward(ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        row = torch.arange(len(ids), device=device)
+        last = lengths - 2
+        chosen = head(_states(lm, ids[:, :-1])[row, last]).argmax(-1)
+        longer = ids.clone()
+        longer[row, last + 1] = chosen
+        return _states(lm, longer)[row, last + 1]
+
+    # A place for the generated token.
+    rows = [np.append(r, np.int32(pad)) for r in token_rows(tokenizer, texts)]
+    with lean(lm):
+        found = run_passes(rows, forward, device, pad, budget_of(batch_tokens), on_done)
+    return found.reshape(len(rows), lm.config.hidden_size)
 
 
-def _last_states(lm: Any, rows: Sequence[npt.NDArray[np.int32]], pad: int, device: torch.device) -> torch.Tensor:  # noqa: ANN401
-    ids, lengths = pad_right(rows, pad, device)
-    states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return states[torch.arange(len(rows), device=device), lengths - 1]
+def _states(lm: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    states: torch.Tensor = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,3 +117,53 @@ def test_progress_arrives_from_workers_and_stragglers_do_not_move_the_next_bar(
         second.handle.report(3, "note")
         done, note = ray.get(second.handle.counter.look.remote())
     assert (done, note) == (3, "note")
+
+
+class Writer:
+    """Computes under a lock and then "writes"; the part's facts say when each began and ended."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact, self.device = artifact, threading.Lock()
+
+    def run(self, shard: Shard) -> Part:
+        times = []
+        with self.device:
+            times.append(time.time())
+            time.sleep(0.3)
+            times.append(time.time())
+        time.sleep(0.3)
+        times.append(time.time())
+        return self.artifact.write_part(
+            pa.table({"row": [shard.start]}), shard.shard, shard.shards, facts={"times": times}
+        )
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
+def test_a_worker_of_two_threads_writes_while_it_computes_the_next(tmp_path: Path) -> None:
+    from rella.dist.session import resources
+
+    artifact = Artifact(Storage(str(tmp_path / "storage")), "d/writer/x-000000000000", "0" * 64)
+    pool = resources(ClusterConfig(gpu=False), at_most=1)
+    parts = run_shards(Writer, {"artifact": artifact}, [artifact], cut(0, 6, 1), pool, threads=2)[0]
+    times = sorted(np.array([p.facts["times"] for p in parts]).tolist())
+    for (_, computed, written), (begun, ended, _) in itertools.pairwise(times):
+        assert begun >= computed, "one at a time on the device"
+        assert begun < written < ended + 0.3, "the next one begins before this one is written"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
+def test_what_workers_say_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from rella.dist.session import RemoteProgress
+
+    with RemoteProgress("earlier", 10, "rows") as earlier:
+        pass
+    with RemoteProgress("embed", 10, "rows") as progress:
+        for line in ("embed: out of memory", "embed: out of memory", "embed: again"):
+            progress.handle.say(line)
+        earlier.handle.say("of a stage that is over")
+        time.sleep(0.8)
+        progress.handle.say("embed: last")
+    shown = [line for line in capsys.readouterr().err.splitlines() if "rows" not in line]
+    assert shown == ["embed: out of memory", "embed: again", "embed: last"]

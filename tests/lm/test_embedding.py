@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rella.errors import InputError
 from rella.lm.embedding import embed_texts
 from rella.lm.loading import load_base
+from rella.lm.passes import TokenBudget
 from rella.models import ModelIdentity
 from rella.prompts import ML_1M, item_text
 
@@ -91,6 +94,48 @@ def test_nothing_and_progress(decoder: Any, tokenizer: Any) -> None:
     embed_texts(decoder, tokenizer, TEXTS, True, 90, counted.append)
     assert sum(counted) == len(TEXTS)
     assert len(counted) > 1
+
+
+@pytest.mark.parametrize("window", [1, 2, 100])
+def test_texts_tokenised_ahead_in_windows_keep_their_places(
+    window: int, decoder: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rella.lm.embedding.WINDOW", window)
+    right = np.stack([alone(decoder, tokenizer, text, 1) for text in TEXTS])
+    np.testing.assert_allclose(embed_texts(decoder, tokenizer, TEXTS, pool_bos=False), right, atol=1e-5)
+
+
+def test_a_card_that_is_too_small_gives_the_same_vectors_and_says_so(
+    decoder: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, failures, forward = list[str](), list[int](), decoder.forward
+
+    def short_of_memory(input_ids: torch.Tensor, **options: Any) -> Any:
+        if input_ids.numel() > 100:
+            failures.append(input_ids.numel())
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **options)
+
+    right = embed_texts(decoder, tokenizer, TEXTS)
+    monkeypatch.setattr(decoder, "forward", short_of_memory)
+    found = embed_texts(
+        decoder, tokenizer, TEXTS, True, TokenBudget(2000, "embed", "--embed.batch-tokens", said.append)
+    )
+    np.testing.assert_allclose(found, right, atol=1e-5)
+    assert len(said) == len(failures) > 0
+    assert re.fullmatch(r"embed: out of memory in a pass of (\d+) tokens; going on with at most \d+ \(.*\)", said[0])
+
+
+def test_a_text_that_does_not_fit_alone_is_an_error(
+    decoder: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(input_ids: torch.Tensor, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(decoder, "forward", no_memory)
+    longest = max(len(ids) for ids in tokenizer(TEXTS)["input_ids"])
+    with pytest.raises(InputError, match=f"one row of {longest} tokens does not fit"):
+        embed_texts(decoder, tokenizer, TEXTS, True, TokenBudget(2000, say=lambda line: None))
 
 
 def test_a_begin_token_that_is_not_set_is_not_left_out(decoder: Any, falcon_tokenizer: Any) -> None:

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from rella.lm.encoding import Ids
-from rella.lm.scoring import answer_logits, causal_lm, probabilities
+from rella.data.questions import Question
+from rella.lm.encoding import Ids, PromptEncoder
+from rella.lm.passes import TokenBudget
+from rella.lm.scoring import answer_logits, causal_lm, probabilities, question_logits
+from rella.prompts import ML_1M, WRAPPERS
 
 PAIR = (301, 17)
 
@@ -88,6 +91,45 @@ class WithBias(nn.Module):
 def test_a_head_s_bias_counts(shared_base: Any, prompts: list[Ids], expected: npt.NDArray[np.float32]) -> None:
     found = answer_logits(WithBias(shared_base), prompts, PAIR, 2)
     np.testing.assert_allclose(found, expected + np.array(PAIR, np.float32), rtol=1e-5)
+
+
+def test_a_card_that_is_too_small_gives_the_same_logits_and_says_so(
+    base: Any, prompts: list[Ids], expected: npt.NDArray[np.float32]
+) -> None:
+    said, decoder = list[str](), base.base_model
+    forward = decoder.forward
+
+    def short_of_memory(input_ids: torch.Tensor, **options: Any) -> Any:
+        if input_ids.numel() > 150:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **options)
+
+    decoder.forward = short_of_memory
+    budget = TokenBudget(1000, "score", "--score.batch-tokens", said.append)
+    found = answer_logits(base, [*prompts, *prompts], PAIR, 2, budget)
+    np.testing.assert_allclose(found, np.concatenate([expected, expected]), atol=1e-5)
+    np.testing.assert_allclose(
+        probabilities(found[: len(prompts)]), torch.tensor(expected).double().softmax(1)[:, 0].numpy(), atol=1e-5
+    )
+    assert said
+    assert budget.tokens <= 150
+
+
+@pytest.mark.parametrize(("window", "bucketing"), [(1, True), (3, True), (3, False), (100, True)])
+def test_questions_worded_ahead_are_scored_as_their_prompts(
+    window: int, bucketing: bool, shared_base: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rella.lm.scoring.WINDOW", window)
+    profile = {"gender": "female", "age": "25-34", "occupation": "writer"}
+    films = [f"Film {n} (19{n + 50})" for n in range(12)]
+    asked = [Question(profile, films[:n], [float(i % 5 + 1) for i in range(n)], f"Film {n}") for n in (3, 0, 12, 7, 5)]
+    made, again = (PromptEncoder(tokenizer, ML_1M, WRAPPERS["vicuna"], 400) for _ in range(2))
+    prompts = again.encode(asked)
+    found, tokens = question_logits(shared_base, made, asked, PAIR, 500, None, bucketing)
+    np.testing.assert_allclose(found, answer_logits(shared_base, prompts, PAIR, 2), atol=1e-5)
+    assert len(np.unique(found.round(4))) == found.size
+    assert tokens == sum(len(p) for p in prompts)
+    assert (made.truncated, made.dropped) == (again.truncated, again.dropped)
 
 
 def test_an_adapter_is_used(base: Any, prompts: list[Ids], expected: npt.NDArray[np.float32]) -> None:
