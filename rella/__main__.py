@@ -18,7 +18,7 @@ JOBS = {
     "embed": "item sentences to semantic vectors",
     "retrieve": "for every sample the behaviours closest to its target (SUBR)",
     "reit": "the main job: every missing stage, adapters and Table 3",
-    "baseline": "fit a baseline of Table 2 on all training samples or N shots, and score with it",
+    "baseline": "fit a baseline of Table 2, ID- or LM-based, on all training samples or N shots, and score with it",
     "score": "score samples with any base and any adapter or none",
 }
 

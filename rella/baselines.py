@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from rella.errors import InputError
 from rella.stages import BASELINE, MLM, TEXTCTR, Auto, Precision
 from rella.stages import changes as _in
 
-Baseline = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"]
+IdBaseline = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"]
+TextBaseline = Literal["ctr-bert", "ptab", "p5"]
+Baseline = Literal[IdBaseline, TextBaseline]
 Search = Literal["semantic", "hard", "soft"]
 
 
@@ -17,9 +20,9 @@ Search = Literal["semantic", "hard", "soft"]
 class BaselineConfig:
     """The baselines of §4.1.3. Defaults are values of Appendix C's grids for MovieLens; its K is the experiment's."""
 
-    model: Baseline = field(default="sim", metadata=_in(BASELINE))
-    """Feature interaction (`deepfm`, `autoint`, `dcnv2`) or user behaviour (`gru4rec`, `caser`, `sasrec`, `din`,
-    `sim`)."""
+    model: Baseline = field(default="sim", metadata=_in(BASELINE, TEXTCTR))
+    """Feature interaction (`deepfm`, `autoint`, `dcnv2`), user behaviour (`gru4rec`, `caser`, `sasrec`, `din`, `sim`),
+    or LM-based (`ctr-bert`, `ptab`, `p5`): those are set up under `textctr`, and feel nothing else of `baseline`."""
     search: Search = field(default="semantic", metadata=_in(BASELINE))
     """How SIM finds its K behaviours: those that SUBR retrieved (`semantic`), the most recent ones of the target's
     category (`hard`), or the largest inner products with the target under the learned embeddings (`soft`)."""
@@ -97,7 +100,7 @@ _OF_SEARCH = {"semantic": set[str](), "hard": {"category", "fill_up"}, "soft": {
 
 
 def idle_fields(config: BaselineConfig) -> set[str]:
-    """Return the fields that this model does not feel, which therefore stay out of its key."""
+    """Return the fields that this ID-based model does not feel, which therefore stay out of its key."""
     special = set().union(*_OWN.values(), *_OF_SEARCH.values())
     felt = _OWN.get(config.model, set()) | (_OF_SEARCH[config.search] if config.model == "sim" else set())
     return special - felt
@@ -115,9 +118,9 @@ class TextBaselineConfig:
     max_tokens: int = field(default=512, metadata=_in(MLM, TEXTCTR))
     """Tokens of a user's text (CTR-BERT), a row's (PTab) or a prompt (P5); longer ones lose their oldest behaviours.
     BERT reads at most 512; T5's positions are relative, and P5's limit of 1024 is one of memory."""
-    max_item_tokens: int | Auto = field(default=64, metadata=_in(TEXTCTR))
+    max_item_tokens: int | Auto = field(default="auto", metadata=_in(TEXTCTR))
     """CTR-BERT: tokens of an item's text, which is never cut: a longer one is an error, and `auto` has no limit but
-    the model's own."""
+    the model's own. Most items take 20 to 50; of the books of BookCrossing one in a thousand takes over 64."""
     tie: bool = field(default=False, metadata=_in(TEXTCTR))
     """CTR-BERT: one tower's weights for users and items."""
     dropout: float = field(default=0.1, metadata=_in(MLM, TEXTCTR))
@@ -134,13 +137,17 @@ class TextBaselineConfig:
     """AdamW's weight decay."""
     clip: float | None = field(default=None, metadata=_in(MLM, TEXTCTR))
     """Norm to which gradients are clipped."""
-    valid_per_epoch: int = field(default=1, metadata=_in(TEXTCTR))
-    """Validations in an epoch, evenly spaced, each on all validation rows; the weights of the best step are kept."""
+    valid_per_epoch: int = field(default=4, metadata=_in(TEXTCTR))
+    """Validations in an epoch, evenly spaced; the weights of the best step are kept. In full-shot each costs a few
+    percent of an epoch's training."""
+    valid_rows: int | Literal["auto", "all"] = field(default="auto", metadata=_in(TEXTCTR))
+    """Validation rows that choose the step: a seeded subset, or `all`; `auto` is all where all training rows are
+    taken, else min(N, 2000)."""
     patience: int | None = field(default=None, metadata=_in(TEXTCTR))
     """End when this many validations in a row have brought no improvement."""
     max_train_rows: int | Literal["all"] = field(default="all", metadata=_in(MLM, TEXTCTR))
-    """Training rows at most, chosen like few-shot sets (seeded by `data.seed`, nested); every table's caption names
-    their number."""
+    """Training rows at most, whatever `shots` says: the few-shot set of that size (seeded by `data.seed`, nested);
+    every table's caption names their number."""
     mlm_probability: float = field(default=0.15, metadata=_in(MLM))
     """PTab: share of the tokens that are predicted; of these 80% are masked, 10% replaced and 10% left."""
     mlm_learning_rate: float = field(default=5e-5, metadata=_in(MLM))
@@ -151,8 +158,9 @@ class TextBaselineConfig:
     """PTab: `batch_size` of the further pre-training."""
     mlm_epochs: int = field(default=10, metadata=_in(MLM))
     """PTab: `max_epochs` of the further pre-training."""
-    precision: Precision = field(default="bfloat16", metadata=_in(MLM, TEXTCTR))
-    """Arithmetic of the matrix products; weights and optimiser are float32. T5 overflows in float16."""
+    precision: Precision | Auto = field(default="auto", metadata=_in(MLM, TEXTCTR))
+    """Arithmetic of the matrix products; weights and optimiser are float32. `auto` is bfloat16 where every card has it,
+    else (CPUs, V100s) float32; a V100 is faster in float16, in which T5 overflows."""
     micro_batch_tokens: int = 16384
     """Token budget of one forward and backward pass of one worker, padding included."""
     batch_tokens: int = 65536
@@ -160,8 +168,17 @@ class TextBaselineConfig:
     checkpoint_seconds: float = 300.0
     """Seconds between two checkpoints, which are taken at a step's end. 0 is one every step."""
 
+    @property
+    def arithmetic(self) -> Precision:
+        """Return the precision.
 
-TextBaseline = Literal["ctr-bert", "ptab", "p5"]
+        Raises:
+            InputError: it is still `auto`, which a job resolves by its cards.
+        """
+        if self.precision == "auto":
+            raise InputError("precision is still `auto`: name float32, float16 or bfloat16")
+        return self.precision
+
 
 TEXT_BASELINES: dict[TextBaseline, Mapping[str, Any]] = {
     "ctr-bert": {},
@@ -172,6 +189,20 @@ TEXT_BASELINES: dict[TextBaseline, Mapping[str, Any]] = {
 
 TEXT_CHOICES: dict[TextBaseline, dict[str, tuple[float, ...]]] = {"p5": {"learning_rate": (5e-4, 1e-3)}}
 """What Appendix C.2 selects from."""
+
+
+_OF_CTR_BERT = {"max_item_tokens", "tie"}
+
+
+def as_text(model: Baseline) -> TextBaseline | None:
+    """Return the name of an LM-based baseline as one, None for the ID-based ones."""
+    return next((name for name in TEXT_BASELINES if name == model), None)
+
+
+def idle_text_fields(model: TextBaseline) -> set[str]:
+    """Return the fields of `TextBaselineConfig` that this model does not feel."""
+    of_mlm = {f.name for f in fields(TextBaselineConfig) if f.metadata.get("stages") == (MLM,)}
+    return (set() if model == "ctr-bert" else _OF_CTR_BERT) | (set() if model == "ptab" else of_mlm)
 
 
 def text_baseline(name: TextBaseline) -> TextBaselineConfig:

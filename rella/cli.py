@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rella.config import DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
+from rella.config import BASELINES, DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
 from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
 from rella.errors import InputError
 
@@ -125,6 +125,7 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
     upper = {**named, **given}
     default = Experiment()
     dataset, model = upper.get("dataset", default.dataset), upper.get("model", default.model)
+    baseline = upper.get("baseline.model", default.baseline.model)
     own: Values = {}
     if is_dataset_file(dataset):
         described = _described(dataset)
@@ -139,6 +140,7 @@ def resolve(given: Values, preset: str | None = None, origins: Mapping[str, str]
         (f"data set {dataset}", {**DATASETS.get(dataset, {}), **own}),
         (f"model {model}", MODELS.get(model, {})),
         (f"{dataset} with {model}", TOGETHER.get((dataset, model), {})),
+        (f"baseline {baseline}", BASELINES.get(baseline, {})),
         (f"preset {preset}", named),
     ]
     values: dict[str, Any] = {}

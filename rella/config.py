@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rella.baselines import BaselineConfig
-from rella.stages import BASELINE, EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE, Auto, Precision
+from rella.baselines import TEXT_BASELINES, BaselineConfig, TextBaselineConfig
+from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR, Auto, Precision
 from rella.stages import changes as _in
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class DataConfig:
     """Users of the synthetic data set `sample`; other data sets ignore it."""
     sample_seed: int = field(default=2024, metadata=_in(PREPARE))
     """Seed of the synthetic data set `sample`; other data sets ignore it."""
-    seed: int = field(default=42, metadata=_in(RETRIEVE, REIT, BASELINE, SCORE))
+    seed: int = field(default=42, metadata=_in(RETRIEVE, REIT, BASELINE, MLM, TEXTCTR, SCORE))
     """Chooses the few-shot sets and the subsets of validation and test; all training seeds share them."""
-    subsets: Subsets = field(default="hash", metadata=_in(RETRIEVE, REIT, BASELINE, SCORE))
+    subsets: Subsets = field(default="hash", metadata=_in(RETRIEVE, REIT, BASELINE, MLM, TEXTCTR, SCORE))
     """How it chooses: nested and uniform by a keyed `hash` of the sample's id, or as the `authors` do (the first N of
     70,000 drawn by `random.sample`; 10,000 on BookCrossing; on MovieLens-25M by pandas, the test rows too)."""
 
@@ -102,7 +102,7 @@ class PromptConfig:
 
     template: str = field(default="auto", metadata=_in(EMBED, REIT, SCORE))
     """Wording: the name of a data set, or `auto` for the experiment's own."""
-    variant: Literal["paper", "figure2", "authors"] = field(default="paper", metadata=_in(REIT, SCORE))
+    variant: Literal["paper", "figure2", "authors"] = field(default="paper", metadata=_in(REIT, MLM, TEXTCTR, SCORE))
     """`paper`: Figures 9 and 10, one wording for both histories. `figure2`: Figure 2's note. `authors`: their code's,
     where on MovieLens-1M the note differs between a sample and its retrieved twin. Other data sets have one wording."""
     wrapper: Literal["vicuna", "native", "plain"] = field(default="vicuna", metadata=_in(EMBED, REIT, SCORE))
@@ -117,7 +117,7 @@ class PromptConfig:
     """Genre in a movie's text: the first listed, or all of them."""
     isbn: bool = field(default=True, metadata=_in(EMBED))
     """Whether a book's text names its ISBN: Figure 11 prints it, §4.1.4 says it is dropped."""
-    title_chars: int = field(default=500, metadata=_in(EMBED, REIT, SCORE))
+    title_chars: int = field(default=500, metadata=_in(EMBED, REIT, MLM, TEXTCTR, SCORE))
     """Titles and other fields are cut at this many characters (in the paper's data none is as long)."""
     max_tokens: int | Auto = field(default="auto", metadata=_in(REIT, SCORE))
     """Longer prompts lose their oldest behaviours; `auto` is the model's context minus the answer."""
@@ -154,7 +154,7 @@ class TuneConfig:
     `query_key_value` the key rows of the update stay zero)."""
     valid_rows: int | Auto = field(default="auto", metadata=_in(REIT))
     """Seeded validation rows that choose the step; `auto` is min(N, 2000)."""
-    select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT, BASELINE))
+    select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT, BASELINE, TEXTCTR))
     """Which split chooses the step. `test` reproduces the authors' code; reports say so."""
     micro_batch_rows: int = 16
     """Rows of one forward and backward pass of one worker."""
@@ -223,9 +223,9 @@ class Experiment:
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
     """Arithmetic of the frozen base: float16 on V100s, bfloat16 on newer cards, float32 on CPUs."""
-    k: int = field(default=30, metadata=_in(REIT, BASELINE))
+    k: int = field(default=30, metadata=_in(REIT, BASELINE, MLM, TEXTCTR))
     """K: behaviours in a prompt."""
-    shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT, BASELINE))
+    shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT, BASELINE, MLM, TEXTCTR))
     """N: few-shot training samples, or `all` for full-shot."""
     mix: Mix = field(default="mixed", metadata=_in(REIT))
     """Training rows: N `original`, N `retrieved`, or both, `mixed` = 2N (§3.3)."""
@@ -240,13 +240,14 @@ class Experiment:
     pca_dim: int | Literal["auto", "none"] = field(default="auto", metadata=_in(PCA))
     """Dimensions kept by PCA; `auto` is min(512, the model's hidden size), `none` takes the pooled states as they are
     (as the authors do on BookCrossing)."""
-    seed: int = field(default=0, metadata=_in(REIT, BASELINE))
+    seed: int = field(default=0, metadata=_in(REIT, BASELINE, MLM, TEXTCTR))
     """Seed of training: order of rows, LoRA initialisation, dropout."""
     seeds: int = 1
     """Train with this many seeds, from `seed` on, and report their mean and spread."""
     restart: str = "none"
     """What to delete and make again first: a comma list of stages (`prepare`, `embed`, `pca`, `retrieve`, `reit`,
-    `baseline`, `score`), `unfinished` for parts and checkpoints that a killed job left, `all`, or `none`."""
+    `baseline`, `mlm`, `textctr`, `score`), `unfinished` for parts and checkpoints that a killed job left, `all`, or
+    `none`."""
     variants: str = "auto"
     """Rows of Table 3 to run: a comma list of `ours`, `wo-mixture`, `wo-retrieval`, `half-n`, `wo-it`,
     `wo-it-retrieval`; `all`; `auto` is all on `sample` and `ours` elsewhere."""
@@ -256,6 +257,7 @@ class Experiment:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    textctr: TextBaselineConfig = field(default_factory=TextBaselineConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -350,6 +352,11 @@ LISTS: dict[str, dict[str, tuple[float, ...]]] = {
     "ml-25m": {"k": (5, 10, 15, 20, 25, 30), "shots": (512, 1024, 2048, 4096, 8192, 65536)},
 }
 """What the paper's figures vary: K (Figure 6) and N (Figure 7) by data set."""
+
+BASELINES: dict[str, Values] = {
+    name: {f"textctr.{field}": value for field, value in values.items()} for name, values in TEXT_BASELINES.items()
+}
+"""Appendix C.2: what the LM-based baselines differ in, by `baseline.model`."""
 
 CHOICES: dict[str, tuple[float, ...]] = {"tune.batch_size": (128, 256), "tune.learning_rate": (1e-3, 1.5e-3)}
 """What the paper selects from (§4.1.4)."""

@@ -18,7 +18,10 @@ TINY = Path(__file__).resolve().parent / "assets" / "tiny"
 """The stand-in LLM that ships with the package."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_DESCRIBING = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_DESCRIBING = (
+    *("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "added_tokens.json"),
+)
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -46,13 +49,14 @@ class ModelIdentity:
     """The architecture, as in config.json; of a model with a language model inside, the outer one, which is loaded."""
 
 
-def identify(model: str, revision: str | None = None) -> ModelIdentity:
+def identify(model: str, revision: str | None = None, flag: str = "--model") -> ModelIdentity:
     """Resolve a preset, folder or hub name; `HF_TOKEN` and offline mode are the hub library's own.
 
     Args:
         model: which one.
         revision: commit, tag or branch on the hub; without it the pinned commit of a preset (called by its
             own name or the hub's), else the newest.
+        flag: what named it, for messages.
 
     Raises:
         MissingError: a folder without config.json or safetensors, or a hub model that cannot be reached.
@@ -64,8 +68,8 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
         return _identify_folder(folder, folder.name)
     preset = BACKBONES.get(model) or backbone_of(model)
     if preset is None:
-        return _identify_hub(model, revision)
-    return _identify_hub(preset.source, revision or preset.revision)
+        return _identify_hub(model, revision, flag)
+    return _identify_hub(preset.source, revision or preset.revision, flag)
 
 
 def _identify_folder(folder: Path, name: str) -> ModelIdentity:
@@ -79,7 +83,7 @@ def _identify_folder(folder: Path, name: str) -> ModelIdentity:
     return _with_config(name, str(folder), None, content, folder / "config.json")
 
 
-def _identify_hub(name: str, revision: str | None) -> ModelIdentity:
+def _identify_hub(name: str, revision: str | None, flag: str) -> ModelIdentity:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -88,7 +92,7 @@ def _identify_hub(name: str, revision: str | None) -> ModelIdentity:
         raise MissingError(
             f"model {name!r} is neither a preset, nor a folder, nor to be had from the hub"
             f"{f' at revision {revision}' if revision else ''} ({type(error).__name__}): "
-            "give a folder with --model, or set HF_HUB_OFFLINE=1 with a filled cache, or HF_TOKEN for a gated model"
+            f"give a folder with {flag}, or set HF_HUB_OFFLINE=1 with a filled cache, or HF_TOKEN for a gated model"
         ) from error
     # The hub's cache is laid out as snapshots/<commit>/config.json.
     return _with_config(name.rpartition("/")[2], name, config.parent.name, config.parent.name, config)

@@ -11,11 +11,11 @@ from rella.backbones import lora_targets_for
 from rella.config import Experiment, History, Mix, leaves
 from rella.errors import InputError
 from rella.models import ModelIdentity
-from rella.stages import BASELINE, EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE
+from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR
 from rella.storage import Storage
 from rella.wording import Wording, item_part, prompt_part
 
-VERSIONS = {PREPARE: 2, EMBED: 1, PCA: 1, RETRIEVE: 1, REIT: 1, BASELINE: 1, SCORE: 1}
+VERSIONS = {PREPARE: 2, EMBED: 1, PCA: 1, RETRIEVE: 1, REIT: 1, BASELINE: 1, MLM: 1, TEXTCTR: 1, SCORE: 1}
 """Raised when a stage's output changes for the same configuration; part of every key."""
 
 MAX_AUTO_PCA = 512

@@ -7,11 +7,10 @@ from typing import Literal
 Precision = Literal["float32", "float16", "bfloat16"]
 Auto = Literal["auto"]
 
-STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "score")
-"""In the order in which they run."""
-PREPARE, EMBED, PCA, RETRIEVE, REIT, BASELINE, SCORE = STAGES
-MLM, TEXTCTR = TEXT_STAGES = ("mlm", "textctr")
-"""What an LM-based baseline makes: PTab's further pre-trained encoder, and the fitted model with its scores."""
+STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "mlm", "textctr", "score")
+"""In the order in which they run. An LM-based baseline makes two of them in place of `baseline`: `mlm`, PTab's encoder
+after its further pre-training, and `textctr`, the fitted model."""
+PREPARE, EMBED, PCA, RETRIEVE, REIT, BASELINE, MLM, TEXTCTR, SCORE = STAGES
 
 
 def changes(*stages: str) -> dict[str, tuple[str, ...]]:

@@ -119,7 +119,7 @@ def test_together_names_what_there_is() -> None:
 
 
 def test_fields_name_known_stages_only() -> None:
-    assert STAGES == ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "score")
+    assert STAGES == ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "mlm", "textctr", "score")
     for name, _, stages in leaves(Experiment()):
         assert set(stages) <= set(STAGES), name
 

@@ -37,8 +37,12 @@ DOWNSTREAM = {
 NEITHER: tuple[str, ...] = ()
 LM = ("embed", "reit", "score")
 BASELINE = ("baseline",)
+MLM = ("mlm",)
+TEXTCTR = ("textctr",)
+TEXT = (*MLM, *TEXTCTR)
+OTHERS = {*BASELINE, *TEXT}
 """Stages of another pipeline: tests/test_baseline_pipeline.py."""
-LM_STAGES = tuple(stage for stage in STAGES if stage not in BASELINE)
+LM_STAGES = tuple(stage for stage in STAGES if stage not in OTHERS)
 
 # field → (another valid value, the stages that the field itself belongs to)
 FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -49,15 +53,15 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "model": ("vicuna-7b", NEITHER),
     "revision": ("main", NEITHER),
     "precision": ("bfloat16", LM),
-    "k": (20, ("reit", "baseline")),
-    "shots": (512, ("reit", "baseline")),
+    "k": (20, ("reit", "baseline", *TEXT)),
+    "shots": (512, ("reit", "baseline", *TEXT)),
     "mix": ("retrieved", ("reit",)),
     "history": ("recent", ("reit", "score")),
     "test_rows": (50, ("score",)),
     "adapter": ("none", NEITHER),
     "distance": ("l2", ("retrieve",)),
     "pca_dim": (64, ("pca",)),
-    "seed": (1, ("reit", "baseline")),
+    "seed": (1, ("reit", "baseline", *TEXT)),
     "seeds": (3, NEITHER),
     "restart": ("unfinished", NEITHER),
     "variants": ("ours", NEITHER),
@@ -69,10 +73,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "data.split": ((7, 2, 1), ("prepare",)),
     "data.shuffle_seed": (7, ("prepare",)),
     "data.strict": (False, ("prepare",)),
-    "data.subsets": ("authors", ("retrieve", "reit", "baseline", "score")),
+    "data.subsets": ("authors", ("retrieve", "reit", "baseline", *TEXT, "score")),
     "data.sample_users": (401, ("prepare",)),
     "data.sample_seed": (2025, ("prepare",)),
-    "data.seed": (43, ("retrieve", "reit", "baseline", "score")),
+    "data.seed": (43, ("retrieve", "reit", "baseline", *TEXT, "score")),
     "embed.pool_bos": (False, ("embed",)),
     "embed.pooling": ("generated", ("embed",)),
     "embed.wrapped": (False, ("embed",)),
@@ -85,12 +89,12 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "retrieve.gpu": (True, NEITHER),
     "prompt.template": ("sample", LM),
     "prompt.wrapper": ("plain", LM),
-    "prompt.variant": ("authors", ("reit", "score")),
+    "prompt.variant": ("authors", ("reit", *TEXT, "score")),
     "prompt.trailing_blank": (True, ("reit", "score")),
     "prompt.answer_eos": (True, ("reit",)),
     "prompt.genre": ("all", ("embed",)),
     "prompt.isbn": (False, ("embed",)),
-    "prompt.title_chars": (100, LM),
+    "prompt.title_chars": (100, (*LM, *TEXT)),
     "prompt.max_tokens": (900, ("reit", "score")),
     "tune.learning_rate": (1.5e-3, ("reit",)),
     "tune.batch_size": (256, ("reit",)),
@@ -105,13 +109,13 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "tune.lora_dropout": (0.0, ("reit",)),
     "tune.lora_targets": (("q_proj",), ("reit",)),
     "tune.valid_rows": (100, ("reit",)),
-    "tune.select_on": ("test", ("reit", "baseline")),
+    "tune.select_on": ("test", ("reit", "baseline", *TEXTCTR)),
     "tune.micro_batch_rows": (4, NEITHER),
     "tune.bucketing": (False, NEITHER),
     "tune.checkpoint_seconds": (0.0, NEITHER),
     "tune.zero_stage": (1, NEITHER),
     "tune.gradient_checkpointing": (True, NEITHER),
-    "baseline.model": ("din", BASELINE),
+    "baseline.model": ("din", (*BASELINE, *TEXTCTR)),
     "baseline.search": ("soft", BASELINE),
     "baseline.category": ("Movie title", BASELINE),
     "baseline.fill_up": (True, BASELINE),
@@ -138,6 +142,31 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "baseline.init_std": (0.001, BASELINE),
     "baseline.precision": ("float32", BASELINE),
     "baseline.checkpoint_seconds": (0.0, NEITHER),
+    "textctr.base": ("t5-base", NEITHER),
+    "textctr.revision": ("main", NEITHER),
+    "textctr.max_tokens": (256, TEXT),
+    "textctr.max_item_tokens": (64, TEXTCTR),
+    "textctr.tie": (True, TEXTCTR),
+    "textctr.dropout": (0.0, TEXT),
+    "textctr.learning_rate": (1e-4, TEXTCTR),
+    "textctr.warmup": (0.1, TEXTCTR),
+    "textctr.batch_size": (256, TEXTCTR),
+    "textctr.max_epochs": (3, TEXTCTR),
+    "textctr.weight_decay": (0.01, TEXT),
+    "textctr.clip": (0.5, TEXT),
+    "textctr.valid_per_epoch": (2, TEXTCTR),
+    "textctr.valid_rows": (100, TEXTCTR),
+    "textctr.patience": (2, TEXTCTR),
+    "textctr.max_train_rows": (1000, TEXT),
+    "textctr.mlm_probability": (0.2, MLM),
+    "textctr.mlm_learning_rate": (1e-4, MLM),
+    "textctr.mlm_warmup": (0.1, MLM),
+    "textctr.mlm_batch_size": (256, MLM),
+    "textctr.mlm_epochs": (3, MLM),
+    "textctr.precision": ("bfloat16", TEXT),
+    "textctr.micro_batch_tokens": (1024, NEITHER),
+    "textctr.batch_tokens": (1024, NEITHER),
+    "textctr.checkpoint_seconds": (0.0, NEITHER),
     "score.split": ("valid", ("score",)),
     "score.k": (15, ("score",)),
     "score.batch_tokens": (1024, NEITHER),
@@ -180,7 +209,7 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
 
 
 def downstream(*stages: str) -> set[str]:
-    return set().union(*(DOWNSTREAM[s] for s in stages if s != "baseline"))
+    return set().union(*(DOWNSTREAM[s] for s in stages if s not in OTHERS))
 
 
 def test_every_field_and_its_side_is_written_down_here() -> None:

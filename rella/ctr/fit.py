@@ -25,6 +25,7 @@ from rella.baselines import BaselineConfig
 from rella.ctr.batches import Batch, Batches, Rows
 from rella.errors import ArtifactError, InputError, TrainingError
 from rella.lm.checkpoints import Checkpoints, Course, TrainingState
+from rella.lm.ranks import join_shares, newest_state, write_on_first
 from rella.lm.tuning import Progress, epoch_order, validation_steps
 from rella.lm.zero import MOMENTS, OptimiserState, Tensors
 from rella.metrics import evaluate
@@ -172,7 +173,7 @@ class Fitter:
             self.parameters.values(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self._saved = time.monotonic()
-        state = self._found()
+        state = newest_state(self.checkpoints, self.rank, self.world)
         if state is not None:
             self._restore(state)
             return state.course
@@ -180,15 +181,6 @@ class Fitter:
             for parameter in self.parameters.values():
                 dist.broadcast(parameter.detach(), src=0)
         return Course()
-
-    def _found(self) -> TrainingState | None:
-        """The newest state of an earlier run, the same on every worker: one of them looks, all of them read."""
-        if self.checkpoints is None:
-            return None
-        name = [self.checkpoints.newest() if self.rank == 0 else None]
-        if self.world > 1:
-            dist.broadcast_object_list(name, src=0)
-        return None if name[0] is None else self.checkpoints.load(name[0])
 
     def _restore(self, state: TrainingState) -> None:
         load_weights(self.model, state.optimiser.weights)
@@ -200,21 +192,17 @@ class Fitter:
         state.course.resumed_at.append(state.course.steps)
 
     def _save(self, course: Course) -> None:
-        """One worker writes the state, which all of them have, and all learn whether it could."""
-        assert self.checkpoints is not None
-        fault: list[Exception | None] = [None]
-        if self.rank == 0:
+        """One worker writes the state, which all of them have."""
+        states = self.checkpoints
+        assert states is not None
+
+        def write() -> None:
             adam = self.optimiser.state
             moments = {m: {n: adam[p][m].cpu() for n, p in self.parameters.items()} for m in MOMENTS}
             state = OptimiserState(weights_of(self.model), moments, course.steps)
-            try:
-                self.checkpoints.save(TrainingState(course, state, self._best))
-            except OSError as error:
-                fault[0] = error
-        if self.world > 1:
-            dist.broadcast_object_list(fault, src=0)
-        if fault[0] is not None:
-            raise fault[0]
+            states.save(TrainingState(course, state, self._best))
+
+        write_on_first(write, self.rank, self.world)
         self._saved = time.monotonic()
 
     def _wants_checkpoint(self, validated: bool) -> bool:
@@ -283,23 +271,12 @@ class Fitter:
     def _validate(self, course: Course) -> None:
         """Take the metrics on the validation rows and keep the weights where they are the best so far."""
         part = share(len(self.valid), self.rank, self.world)
-        _, logits = predict(self.model, self.valid, self.device, np.arange(part.start, part.stop))
-        found = evaluate(self.valid.samples.label, expit(self._gathered(logits).astype(np.float64)))
+        _, mine = predict(self.model, self.valid, self.device, np.arange(part.start, part.stop))
+        logits = join_shares(mine, part, len(self.valid), self.world, self.device)
+        found = evaluate(self.valid.samples.label, expit(logits.astype(np.float64)))
         metrics = {"auc": found.auc, "log_loss": found.log_loss, "accuracy": found.accuracy}
         best = max((v["auc"] for v in course.valid), default=-math.inf)
         course.valid.append({**metrics, "step": course.steps})
         if metrics["auc"] > best:
             course.best_step, self._best = course.steps, weights_of(self.model)
         self.report(self._progress(course, metrics))
-
-    def _gathered(self, logits: Logits) -> Logits:
-        """Return the logits of all validation rows from each worker's share."""
-        if self.world == 1:
-            return logits
-        longest, rows = math.ceil(len(self.valid) / self.world), len(self.valid)
-        mine = torch.zeros(longest, device=self.device)
-        mine[: len(logits)] = torch.from_numpy(logits)
-        parts = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(parts, mine)
-        cuts = (share(rows, rank, self.world) for rank in range(self.world))
-        return np.concatenate([p[: c.stop - c.start].cpu().numpy() for p, c in zip(parts, cuts, strict=True)])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rella.artifacts import Json
 from rella.baseline_pipeline import BaselinePipeline
+from rella.baselines import as_text
 from rella.config import Experiment
 from rella.errors import InputError
 from rella.pipeline import Pipeline, Stage
@@ -45,7 +46,8 @@ def check_counts(pipeline: Pipeline | BaselinePipeline, facts: Mapping[str, Json
     e = pipeline.experiment
     asked: list[tuple[str, str, int | str]] = []
     if isinstance(pipeline, BaselinePipeline):
-        asked += [("--shots", "train", e.shots), ("--baseline.valid-rows", e.tune.select_on, "all")]
+        section = "baseline" if as_text(e.baseline.model) is None else "textctr"
+        asked += [("--shots", "train", e.shots), (f"--{section}.valid-rows", e.tune.select_on, "all")]
     elif pipeline.reit is not None and until in (REIT, SCORE):
         asked += [("--shots", "train", e.shots), ("--tune.select-on", e.tune.select_on, "all")]
     if until == SCORE:

@@ -63,6 +63,11 @@ class Context:
         """The base model, resolved when a stage first needs it."""
         return identify(self.experiment.model, self.experiment.revision)
 
+    @cached_property
+    def text_base(self) -> ModelIdentity:
+        """The pretrained BERT or T5 of an LM-based baseline, resolved when a stage first needs it."""
+        return identify(self.experiment.textctr.base, self.experiment.textctr.revision, "--textctr.base")
+
     def share(self, pipeline: AnyPipeline, retrieved: bool) -> Shared:
         """Return references to the pipeline's data (and neighbours) in the object store, loaded once a session."""
         from rella.dist.dataset import Shared

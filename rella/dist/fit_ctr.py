@@ -21,10 +21,10 @@ from rella.data.selection import Chosen, SubsetRule, choose, split_ids, split_su
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared
 from rella.dist.score import score_table, scored_samples
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources, explained, failure
+from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
-from rella.dist.tune_lm import finished_run, launch, write_result
-from rella.errors import ArtifactError, InputError, RellaError
+from rella.dist.tune_lm import finished_run, guarded, launch, outcomes, write_result
+from rella.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,18 +93,14 @@ def _train(config: dict[str, Any]) -> None:
     """What every worker of the group runs: one model after another."""
     import torch
 
-    progress: ProgressHandle = config["progress"]
-    if progress.failure() is not None:
-        return  # An earlier group ended with an error that this one would meet again; the driver reports it.
     torch.set_num_threads(config["cpus"])
-    try:
+
+    def fit_all() -> None:
         for number, task in enumerate(config["tasks"]):
             if task.outcome() is None:
-                _fit(task, number, progress)
-    except Exception as error:
-        if isinstance(explained(error), RellaError):
-            progress.fail(failure(error))
-        raise
+                _fit(task, number, config["progress"])
+
+    guarded(config["progress"], fit_all)
 
 
 def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
@@ -179,13 +175,7 @@ def fit(
         with RemoteProgress("fit", total, "rows") as progress:
             config = {"tasks": left, "cpus": resources.cpus, "progress": progress.handle}
             launch(_train, config, left[0].artifact, left[0].experiment, resources)
-    outcomes = []
-    for task in tasks:
-        found = task.outcome()
-        if found is None:
-            raise ArtifactError(f"{task.artifact.where(WEIGHTS)} is not whole: start the same command again")
-        outcomes.append(found)
-    return outcomes
+    return outcomes(tasks)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from rella.artifacts import Artifact, Json
+from rella.baseline_pipeline import refuse_idle
+from rella.baselines import as_text
 from rella.cli import Resolved, parse, resolve
-from rella.config import DATASETS
+from rella.config import DATASETS, Experiment
 from rella.data.facts import checks, table1_text
 from rella.data.tables import column
 from rella.dist.context import AnyPipeline
@@ -171,7 +173,12 @@ def reit_job(runner: Runner) -> Figures:
     return {"variants": table, "rows": pipelines[0].score.artifact(runner.storage).manifest().rows}
 
 
-WORDS = {"--model": "--baseline.model", "--search": "--baseline.search", "--lm": "--model"}
+WORDS = {
+    "--model": "--baseline.model",
+    "--search": "--baseline.search",
+    "--base": "--textctr.base",
+    "--lm": "--model",
+}
 """What `jobs/baseline.py` understands by these flags: there the model is the baseline, the LLM lends its vectors."""
 
 
@@ -179,6 +186,16 @@ def baseline_words(argv: Sequence[str]) -> list[str]:
     """Return a baseline job's command line in the words that all jobs share."""
     split = (word.partition("=") for word in argv)
     return [WORDS.get(flag, flag) + mark + value for flag, mark, value in split]
+
+
+def baseline_settings(resolved: Resolved) -> Resolved:
+    """Return what a baseline job runs: full-shot unless somebody set N.
+
+    Raises:
+        InputError: a flag that the chosen baseline does not feel.
+    """
+    refuse_idle(resolved.experiment, {name for name, source in resolved.sources.items() if source == "flag"})
+    return full_shot(resolved)
 
 
 def full_shot(resolved: Resolved) -> Resolved:
@@ -196,16 +213,17 @@ def baseline_job(runner: Runner) -> Figures:
     e = runner.experiment
     pipelines = [runner.baseline(replace(e, seed=seed)) for seed in range(e.seed, e.seed + e.seeds)]
     runner.run(pipelines)
-    first, title = pipelines[0], e.baseline.model + (f" ({e.baseline.search})" if e.baseline.model == "sim" else "")
+    first, title = pipelines[0], _baseline_title(runner)
     row = Row(title, [estimates(runner, p) for p in pipelines])
     runner.connect()
-    least = floor(runner.share(first, False), first.experiment)
     facts = [p.baseline.artifact(runner.storage).manifest() for p in pipelines]
+    trained, of = facts[0].facts["rows"], first.prepare.artifact(runner.storage).manifest().facts["train"]
+    least = floor(runner.share(first, False), replace(first.experiment, shots="all" if trained == of else trained))
     spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
     rows = first.score.artifact(runner.storage).manifest().rows
     said = (
         f"{e.dataset}, {e.score.split} split, {rows:,} rows ({'all' if e.test_rows == 'all' else 'a seeded subset'}); "
-        f"K = {e.k}, N = {e.shots} ({facts[0].facts['rows']:,} rows); best step on {e.tune.select_on}; ± {spread}"
+        f"K = {e.k}, N = {e.shots}, {_trained(e, trained, of)}; best step on {e.tune.select_on}; ± {spread}"
     )
     print("\n" + table3([row], said))
     print(f"Floor (shrunk means of user and item): AUC {least['auc']:.4f}, log loss {least['log_loss']:.4f}, "
@@ -213,8 +231,10 @@ def baseline_job(runner: Runner) -> Figures:
     for pipeline in pipelines:
         print(f"  scores   {pipeline.score.artifact(runner.storage).where()}")
         print(f"  weights  {pipeline.baseline.artifact(runner.storage).where()}")
+    base = {} if as_text(e.baseline.model) is None else {"base": runner.text_base.name, "train_rows": trained}
     return {
         "baseline": title,
+        **base,
         **{m: round(row.mean(m), 6) for m in METRICS},
         "seeds": [{m: round(v, 6) for m, v in zip(METRICS, values, strict=True)}
                   for values in zip(*(row.values(m) for m in METRICS), strict=True)],
@@ -223,6 +243,22 @@ def baseline_job(runner: Runner) -> Figures:
         "rows_per_second": [f.facts["rows_per_second"] for f in facts],
         "rows": rows,
     }  # fmt: skip
+
+
+def _baseline_title(runner: Runner) -> str:
+    """What a table calls the baseline: with SIM's search, or with the pretrained model."""
+    model = runner.experiment.baseline.model
+    if as_text(model) is not None:
+        return f"{model} ({runner.text_base.name})"
+    return f"{model} ({runner.experiment.baseline.search})" if model == "sim" else model
+
+
+def _trained(experiment: Experiment, rows: int, of: int) -> str:
+    """What a table says of the rows that a baseline was trained on, and of a limit that somebody has set."""
+    limit = experiment.textctr.max_train_rows
+    limited = as_text(experiment.baseline.model) is not None and limit == rows != experiment.shots
+    which = f"all {of:,} training rows" if rows == of else f"{rows:,} of {of:,} training rows"
+    return which + (" (textctr.max_train_rows)" if limited and rows < of else "")
 
 
 def _by_seed(runner: Runner, variant: Variant) -> list[Pipeline]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rella.artifacts import Artifact, Json, Manifest, Part, now, summed
-from rella.baseline_pipeline import BaselinePipeline, build_baseline, needs_neighbours
+from rella.baseline_pipeline import BaselinePipeline, build_baseline, build_text, needs_neighbours
+from rella.baselines import as_text
 from rella.config import Experiment
 from rella.dist.checks import check_counts, space_needed
 from rella.dist.context import AnyPipeline, Context, Job
 from rella.dist.work import WORK
 from rella.leases import Lease, sweep
-from rella.models import adapter_identity, check_adapter
+from rella.models import ModelIdentity, adapter_identity, check_adapter
 from rella.pipeline import (
     Pipeline,
     as_json,
@@ -31,7 +32,7 @@ from rella.pipeline import (
     settings,
 )
 from rella.provenance import code_version, machine
-from rella.stages import EMBED, PCA, PREPARE, REIT, SCORE, STAGES
+from rella.stages import EMBED, MLM, PCA, PREPARE, REIT, SCORE, STAGES, TEXTCTR, Precision
 from rella.storage import Storage, resolve_uri
 from rella.wording import check_wording
 
@@ -50,6 +51,7 @@ class Runner(Context):
     _connected: bool = field(default=False, init=False)
     _restarted: set[str] = field(default_factory=set, init=False)
     _writable: bool = field(default=False, init=False)
+    _precision: Precision | None = field(default=None, init=False)
 
     def __enter__(self) -> Runner:
         return self
@@ -89,9 +91,29 @@ class Runner(Context):
         return build(experiment, self.raw, self.model, adapter, self.source.wording(experiment))
 
     def baseline(self, experiment: Experiment) -> BaselinePipeline:
-        """Return the stages of an experiment's baseline; the LLM is looked at where its vectors are needed."""
+        """Return the stages of an experiment's baseline; the LLM is looked at where its vectors are needed.
+
+        Raises:
+            InputError: settings that make no baseline.
+        """
+        if as_text(experiment.baseline.model) is not None:
+            wording = self.source.wording(experiment)
+            return build_text(experiment, self.raw, self.text_base, self._text_precision(experiment), wording)
         model = self.model if needs_neighbours(experiment) else None
         return build_baseline(experiment, self.raw, model, self.source.wording(experiment))
+
+    def _text_precision(self, experiment: Experiment) -> Precision:
+        """Return what `textctr.precision: auto` stands for; the cluster is asked where it matters."""
+        asked = experiment.textctr.precision
+        if asked != "auto":
+            return asked
+        from rella.dist.precision import best_precision
+
+        if self._precision is None:
+            self.connect()
+            self._precision = best_precision(self.experiment.cluster)
+            self.say(f"{'auto':<9} textctr.precision={self._precision}")
+        return self._precision
 
     def run(self, pipelines: Sequence[AnyPipeline], until: str = SCORE) -> None:
         """Make every stage of the pipelines up to `until` that is not there; those that are there are taken.
@@ -198,9 +220,7 @@ class Runner(Context):
             job.artifact.begin(job.stage.config)
 
     def _finish(self, job: Job, parts: Sequence[Part], facts: Mapping[str, Json], seconds: float) -> None:
-        stage = job.stage
-        by_baseline = isinstance(job.found_in, BaselinePipeline) and stage.name == SCORE
-        uses_model = stage.name in (EMBED, REIT, SCORE) and not by_baseline
+        stage, model = job.stage, self._model_of(job)
         job.artifact.finish(
             Manifest(
                 stage=stage.name,
@@ -209,7 +229,7 @@ class Runner(Context):
                 dataset=stage.dataset,
                 config=stage.config,
                 inputs={name: other.path for name, other in stage.inputs.items()},
-                identity={**stage.identity, **({"resolved_model": as_json(self.model)} if uses_model else {})},
+                identity={**stage.identity, **({} if model is None else {"resolved_model": as_json(model)})},
                 parts=list(parts),
                 facts={**summed(parts), **facts},
                 settings=settings(job.experiment),
@@ -219,6 +239,13 @@ class Runner(Context):
                 machine=machine(),
             )
         )
+
+    def _model_of(self, job: Job) -> ModelIdentity | None:
+        """The pretrained model that a stage computes with."""
+        if job.stage.name in (MLM, TEXTCTR):
+            return self.text_base
+        by_baseline = isinstance(job.found_in, BaselinePipeline) and job.stage.name == SCORE
+        return self.model if job.stage.name in (EMBED, REIT, SCORE) and not by_baseline else None
 
     def connect(self) -> None:
         """Join the cluster, or start one, unless that was done; Ray's tasks can be used from then on."""

@@ -171,7 +171,10 @@ def root_cause(error: BaseException) -> BaseException:
     return root_cause(below) if isinstance(below, BaseException) else error
 
 
-_MEMORY = "lower --cluster.workers, --score.batch-tokens, --embed.batch-tokens or --tune.micro-batch-rows"
+_MEMORY = (
+    "lower --cluster.workers, --score.batch-tokens, --embed.batch-tokens, --tune.micro-batch-rows or "
+    "--textctr.micro-batch-tokens"
+)
 
 _LOST = {
     "OutOfMemoryError": f"a worker ran out of memory (the node's or the card's): {_MEMORY}, or use larger nodes",

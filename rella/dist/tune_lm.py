@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
@@ -71,6 +71,30 @@ def finished_run(artifact: Artifact) -> tuple[list[Part], dict[str, Json]] | Non
     return parts, body["facts"]
 
 
+class Fit(Protocol):
+    """Something that a group of workers trains."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """Where it goes."""
+
+    def outcome(self) -> tuple[list[Part], dict[str, Json]] | None:
+        """Return parts and facts where it is finished and whole, else None."""
+
+
+def outcomes(fits: Sequence[Fit]) -> list[tuple[list[Part], dict[str, Json]]]:
+    """Return (parts, facts) of every finished fit.
+
+    Raises:
+        ArtifactError: one of them is not whole.
+    """
+    found = [fit.outcome() for fit in fits]
+    for fit, outcome in zip(fits, found, strict=True):
+        if outcome is None:
+            raise ArtifactError(f"{fit.artifact.where()} is not whole: start the same command again")
+    return [outcome for outcome in found if outcome is not None]
+
+
 def write_result(artifact: Artifact, parts: Sequence[Part], facts: Mapping[str, Json]) -> None:
     """Write the file that vouches for a finished run; everything else has been written before."""
     body = {"key": artifact.key, "facts": dict(facts), "parts": [asdict(p) for p in parts]}
@@ -97,11 +121,15 @@ def _setup_process(cpus: int) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     """What every worker of the group runs: one run after another, the base loaded once."""
-    progress: ProgressHandle = config["progress"]
+    guarded(config["progress"], lambda: _train_all(config))
+
+
+def guarded(progress: ProgressHandle, work: Callable[[], None]) -> None:
+    """Do a worker's work; an error that starting again would not mend goes to the driver, and no later group begins."""
     if progress.failure() is not None:
         return  # An earlier group ended with an error that this one would meet again; the driver reports it.
     try:
-        _train_all(config)
+        work()
     except Exception as error:
         if isinstance(explained(error), RellaError):
             progress.fail(failure(error))
@@ -232,13 +260,7 @@ def tune(
     left = [t for t in tasks if t.outcome() is None]
     if left:
         _tune(left, model, resources, say)
-    outcomes = []
-    for task in tasks:
-        found = task.outcome()
-        if found is None:
-            raise ArtifactError(f"{task.artifact.where(ADAPTER)} is not whole: start the same command again")
-        outcomes.append(found)
-    return outcomes
+    return outcomes(tasks)
 
 
 def _tune(tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources, say: Callable[[str], None]) -> None:

@@ -13,11 +13,12 @@ from rella.data.samples import assemble
 from rella.data.sources import table1_row
 from rella.dist.checks import check_both_labels
 from rella.dist.context import Context, Job, Outcome
-from rella.stages import BASELINE, EMBED, PCA, PREPARE, REIT, RETRIEVE, SCORE
+from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR
 from rella.storage import resolve_uri
 
 if TYPE_CHECKING:
     from rella.dist.fit_ctr import FitTask
+    from rella.dist.text_material import TextTask
 
 
 def _prepare(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
@@ -99,20 +100,64 @@ def _fit_task(runner: Context, job: Job, artifact: Artifact) -> FitTask:
     return FitTask(artifact, pipeline.experiment, shared, columns, job.stage.slug)
 
 
+def _mlm(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    return _fit_texts(runner, [replace(_text_task(runner, job, job.artifact), mlm=True) for job in jobs])
+
+
+def _textctr(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    tasks = []
+    for job in jobs:
+        found = job.stage.inputs.get("encoder")
+        encoder = None if found is None else found.artifact(runner.storage)
+        tasks.append(replace(_text_task(runner, job, job.artifact), encoder=encoder))
+    return _fit_texts(runner, tasks)
+
+
+def _fit_texts(runner: Context, tasks: Sequence[TextTask]) -> Iterable[Outcome]:
+    from rella.dist.fit_text import fit_texts
+    from rella.dist.session import resources
+
+    return fit_texts(tasks, resources(runner.experiment.cluster), runner.say)
+
+
+def _text_task(runner: Context, job: Job, artifact: Artifact) -> TextTask:
+    from rella.dist.fit_ctr import field_columns
+    from rella.dist.text_material import TextTask
+
+    pipeline = job.pipeline
+    columns = field_columns(pipeline.prepare.artifact(runner.storage))
+    e, shared = pipeline.experiment, runner.share(pipeline, False)
+    wording = runner.source.wording(e)
+    return TextTask(artifact, e, shared, columns, wording, runner.text_base, job.stage.slug)
+
+
 def _score(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
-    baselines = [job for job in jobs if isinstance(job.found_in, BaselinePipeline)]
-    others = [job for job in jobs if job not in baselines]
-    made = {job.stage.key: parts for job, parts in _score_baselines(runner, baselines)}
-    made |= {job.stage.key: parts for job, parts in _score_lm(runner, others)}
+    by = {BASELINE: _score_baselines, TEXTCTR: _score_texts, REIT: _score_lm}
+    made: dict[str, list[Part]] = {}
+    for kind, work in by.items():
+        mine = [job for job in jobs if _scored_by(job) == kind]
+        made |= {job.stage.key: parts for job, parts in (work(runner, mine) if mine else ())}
     return [(made[job.stage.key], {"rows": sum(p.rows for p in made[job.stage.key])}) for job in jobs]
+
+
+def _scored_by(job: Job) -> str:
+    """The stage that makes the model that scores; of an LLM `reit`, with an adapter or without."""
+    return job.stage.inputs["baseline"].name if isinstance(job.found_in, BaselinePipeline) else REIT
+
+
+def _score_texts(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
+    from rella.dist.score_text import TextScoreTask, score_texts
+    from rella.dist.session import resources
+
+    fitted = [job.stage.inputs["baseline"].artifact(runner.storage) for job in jobs]
+    tasks = [TextScoreTask(job.artifact, _text_task(runner, job, a)) for job, a in zip(jobs, fitted, strict=True)]
+    return zip(jobs, score_texts(tasks, resources(runner.experiment.cluster)), strict=True)
 
 
 def _score_baselines(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
     from rella.dist.fit_ctr import BaselineScoreTask, score_baselines
     from rella.dist.session import resources
 
-    if not jobs:
-        return []
     tasks = []
     for job in jobs:
         fitted = job.stage.inputs["baseline"].artifact(runner.storage)
@@ -124,8 +169,6 @@ def _score_lm(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[
     from rella.dist.score import ScoreTask, score
     from rella.dist.session import resources
 
-    if not jobs:
-        return []
     tasks = []
     for job in jobs:
         pipeline, e = job.pipeline, job.pipeline.experiment
@@ -147,6 +190,8 @@ WORK: dict[str, Callable[[Context, Sequence[Job]], Iterable[Outcome]]] = {
     RETRIEVE: _retrieve,
     REIT: _reit,
     BASELINE: _baseline,
+    MLM: _mlm,
+    TEXTCTR: _textctr,
     SCORE: _score,
 }
 """Stage → what makes it."""

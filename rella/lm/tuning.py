@@ -24,6 +24,7 @@ from rella.config import TuneConfig
 from rella.errors import InputError, TrainingError
 from rella.lm.checkpoints import Checkpoints, Course, TrainingState
 from rella.lm.encoding import Ids, pad_right
+from rella.lm.ranks import newest_state, write_on_first
 from rella.lm.scoring import causal_lm, finished
 from rella.lm.zero import Engine, Tensors
 from rella.stages import Precision
@@ -176,7 +177,7 @@ class Tuner:
         self.accumulation = math.ceil(self.config.batch_size / (self.world * self.config.micro_batch_rows))
         self.steps_per_epoch = math.ceil(len(self.rows) / self.config.batch_size)
         self.lengths = np.array([r.tokens for r in self.rows])
-        state = self._found()
+        state = newest_state(self.checkpoints, self.rank, self.world)
         optimiser = None if state is None else state.optimiser
         self.engine = Engine(AnswerModel(self.model), self.config, self.precision, self.accumulation, optimiser)
         self.device, self._saved = self.engine.device, time.monotonic()
@@ -186,28 +187,13 @@ class Tuner:
         state.course.resumed_at.append(state.course.steps)
         return state.course
 
-    def _found(self) -> TrainingState | None:
-        """The newest state of an earlier run, the same on every worker: one of them looks, all of them read."""
-        if self.checkpoints is None:
-            return None
-        name = [self.checkpoints.newest() if self.rank == 0 else None]
-        dist.broadcast_object_list(name, src=0)
-        return None if name[0] is None else self.checkpoints.load(name[0])
-
     def _save(self, course: Course) -> None:
-        """Gather the state on all workers; one writes it, and all learn whether it could."""
-        if self.checkpoints is None:
+        """Gather the state on all workers; one writes it."""
+        states = self.checkpoints
+        if states is None:
             return
         state = TrainingState(course, self.engine.state(), self._best)
-        fault: list[Exception | None] = [None]
-        if self.rank == 0:
-            try:
-                self.checkpoints.save(state)
-            except OSError as error:
-                fault[0] = error
-        dist.broadcast_object_list(fault, src=0)
-        if fault[0] is not None:
-            raise fault[0]
+        write_on_first(lambda: states.save(state), self.rank, self.world)
         self._saved = time.monotonic()
 
     def _step(self, course: Course) -> bool:

@@ -21,6 +21,7 @@ from rella.baselines import TextBaselineConfig
 from rella.errors import InputError, TrainingError
 from rella.lm.checkpoints import Course, TrainingState
 from rella.lm.encoding import token_batches
+from rella.lm.ranks import write_on_first
 from rella.lm.tuning import Progress, epoch_order, validation_steps
 from rella.lm.zero import Tensors
 from rella.textctr.examples import Rows
@@ -129,7 +130,7 @@ class TextFitter(Generic[E]):
 
     def _begin(self) -> Course:
         optimiser = None if self.start is None else self.start.optimiser
-        self._optimiser = Optimiser(self.model, self.config, self.config.precision, self.world, optimiser)
+        self._optimiser = Optimiser(self.model, self.config, self.config.arithmetic, self.world, optimiser)
         self._lengths, self._saved = self.examples.lengths, time.monotonic()
         if self.start is None:
             return Course()
@@ -168,7 +169,7 @@ class TextFitter(Generic[E]):
         # The sum of losses, what it is divided by, and the vote for a checkpoint of the one rank whose clock counts.
         total = torch.zeros(3, dtype=torch.float64, device=device)
         for piece in micro_batches(batch, self._lengths, self.rank, self.world, self.config.micro_batch_tokens):
-            with arithmetic(device, self.config.precision):
+            with arithmetic(device, self.config.arithmetic):
                 summed, weight = self.model.loss(self.examples, piece, epoch)
             self._optimiser.backward(summed)
             total[0] += summed.detach()
@@ -194,19 +195,15 @@ class TextFitter(Generic[E]):
         self.report(self._progress(course, rate, metrics))
 
     def _save(self, course: Course) -> None:
-        """Let one rank write the state; all learn whether it could."""
-        if self.save is None:
+        """Let one rank write the state."""
+        save = self.save
+        if save is None:
             return
-        fault: list[OSError | None] = [None]
-        if self.rank == 0:
-            try:
-                self.save(TrainingState(course, self._optimiser.state(), self._best))
-            except OSError as error:
-                fault[0] = error
-        if self.world > 1:
-            dist.broadcast_object_list(fault, src=0)
-        if fault[0] is not None:
-            raise fault[0]
+
+        def write() -> None:
+            save(TrainingState(course, self._optimiser.state(), self._best))
+
+        write_on_first(write, self.rank, self.world)
         self._saved = time.monotonic()
 
     def _progress(self, course: Course, rate: float, valid: dict[str, float] | None = None) -> Progress:

@@ -9,10 +9,10 @@ from typing import Generic
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
 from rella.errors import InputError
 from rella.lm.encoding import token_batches
+from rella.lm.ranks import join_shares
 from rella.lm.scoring import probabilities
 from rella.metrics import evaluate
 from rella.stages import Precision
@@ -113,12 +113,5 @@ class Validation(Generic[E]):
         # By length, so that every rank has long and short rows alike.
         order = np.argsort(-self.examples.lengths, kind="stable")
         mine = order[self.rank :: self.world]
-        whole = np.zeros((len(order), 2), dtype=np.float32)
-        whole[mine] = Predictor(self.model, self.batch_tokens, self.precision)(self.examples, mine).logits
-        if self.world == 1:
-            return whole
-        # Where one rank has a row the others have zeros, so the sum is exact.
-        shared = torch.from_numpy(whole).to(self.model.device)
-        dist.all_reduce(shared)
-        summed: npt.NDArray[np.float32] = shared.cpu().numpy()
-        return summed
+        found = Predictor(self.model, self.batch_tokens, self.precision)(self.examples, mine).logits
+        return join_shares(found, mine, len(order), self.world, self.model.device)

@@ -24,9 +24,6 @@ from rella.errors import InputError
 from rella.prompts import ChatWrapper, Display, names_of, rating_text, shown_fields
 from rella.wording import Wording, fill
 
-TEXTS = 1
-"""Version of the texts, for keys; raised when one of them changes."""
-
 HISTORY = "History"
 """What the sequence of behaviours is called among the fields."""
 

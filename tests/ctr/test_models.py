@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rella.baselines import Baseline, BaselineConfig
+from rella.baselines import BaselineConfig, IdBaseline
 from rella.ctr.batches import Batch
 from rella.ctr.features import FeatureSpace
 from rella.ctr.layers import CrossNetV2, Dropout, Embeddings, TargetAttention, factorization_machine
@@ -220,7 +220,7 @@ def test_sizes_that_make_no_model_are_refused(change: dict[str, Any], said: str)
 
 
 def test_every_id_based_name_of_the_configuration_is_built() -> None:
-    assert get_args(Baseline) == MODELS
+    assert get_args(IdBaseline) == MODELS
 
 
 def test_layers_are_fuxictrs() -> None:

@@ -75,7 +75,9 @@ class Place:
         """Start `python jobs/<name>.py` in a process of its own."""
         setting = {**SETTING, **changes}
         words = [f"--{field.replace('_', '-')}={value}" for field, value in setting.items()]
-        command = [*under, sys.executable, f"jobs/{name}.py", "--storage", self.uri, "--model", str(self.model)]
+        # There `--model` is the baseline.
+        llm = "--lm" if name == "baseline" else "--model"
+        command = [*under, sys.executable, f"jobs/{name}.py", "--storage", self.uri, llm, str(self.model)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RELLA_", "AWS_"))}
         handle, log = tempfile.mkstemp(prefix="rella-fault-", suffix=".log")
         process = subprocess.Popen(
@@ -209,6 +211,28 @@ def adapter_of(place: Place) -> dict[str, Any]:
 
     artifact = place.finished("reit")
     return load(artifact.storage.read(f"{artifact.path}/adapter/adapter_model.safetensors"))
+
+
+def steps_of(place: Place, stage: str) -> list[int]:
+    """Steps of a stage's checkpoints that are there, ascending."""
+    names = [p for p in place.storage().list("", recursive=True) if f"/{stage}/" in p and "/checkpoints/step-" in p]
+    return sorted(int(p.rpartition("/step-")[2][:8]) for p in names)
+
+
+def weights_of(place: Place, stage: str) -> dict[str, Any]:
+    """The weights of a stage's one finished artifact."""
+    from safetensors.torch import load
+
+    artifact = place.finished(stage)
+    names = [p.name for p in artifact.manifest().parts if p.name.endswith(".safetensors")]
+    assert len(names) == 1
+    return load(artifact.storage.read(f"{artifact.path}/{names[0]}"))
+
+
+def assert_same_weights(a: Place, b: Place, stage: str, most: float = 1e-6) -> None:
+    first, second = weights_of(a, stage), weights_of(b, stage)
+    assert first.keys() == second.keys()
+    assert max(float((first[n] - second[n]).abs().max()) for n in first) <= most
 
 
 def assert_same_adapter(a: Place, b: Place, most: float = 1e-6) -> None:

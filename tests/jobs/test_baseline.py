@@ -14,7 +14,7 @@ import pytest
 
 from rella.artifacts import Artifact, list_artifacts
 from rella.cli import resolve
-from rella.dist.jobs import baseline_words, full_shot
+from rella.dist.jobs import baseline_settings, baseline_words, full_shot, main
 from rella.schemas import SCORES
 from rella.storage import Storage
 
@@ -23,7 +23,6 @@ FLAGS = (
     "--data.sample-users=150",
     "--baseline.embedding-dim=8",
     "--baseline.dnn-size=16",
-    "--baseline.attention-size=16",
     "--baseline.batch-size=64",
     "--baseline.max-epochs=2",
     "--baseline.dropout=0",
@@ -55,7 +54,7 @@ def only(storage: Path, stage: str, what: str) -> Artifact:
 @pytest.mark.ray
 def test_a_baseline_is_fitted_scored_and_found_again(storage: Path) -> None:
     """SIM, whose neighbours come from SUBR, on the whole training split."""
-    code, out, figures = job(storage, "--model", "sim", "--seeds", "2")
+    code, out, figures = job(storage, "--model", "sim", "--seeds", "2", "--baseline.attention-size=16")
     assert code == 0, out
     assert figures["baseline"] == "sim (semantic)"
     made = [line.split()[0] for line in out.splitlines() if " made " in line]
@@ -78,7 +77,7 @@ def test_a_baseline_is_fitted_scored_and_found_again(storage: Path) -> None:
     assert fitted.facts["steps"] == len(fitted.facts["losses"])
     assert fitted.facts["losses"][-1] < fitted.facts["losses"][0]
     assert fitted.facts["best_step"] in [v["step"] for v in fitted.facts["valid"]]
-    code, out, again = job(storage, "--model=sim", "--seeds=2")
+    code, out, again = job(storage, "--model=sim", "--seeds=2", "--baseline.attention-size=16")
     assert code == 0, out
     assert out.count("baseline  found") == 2
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
@@ -99,11 +98,11 @@ def test_few_shots_and_a_subset_of_the_test_rows(storage: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"])
 def test_every_model_runs(model: str, storage: Path) -> None:
-    searches = ("hard", "soft") if model == "sim" else ("semantic",)
-    for search in searches:
-        code, out, figures = job(storage, "--model", model, "--search", search, "--shots", "256", "--test-rows", "100")
+    for search in ("hard", "soft") if model == "sim" else (None,):
+        words = [] if search is None else ["--search", search]
+        code, out, figures = job(storage, "--model", model, *words, "--shots", "256", "--test-rows", "100")
         assert code == 0, out
-        assert figures["baseline"] == (f"sim ({search})" if model == "sim" else model)
+        assert figures["baseline"] == (model if search is None else f"sim ({search})")
 
 
 @pytest.mark.ray
@@ -121,10 +120,10 @@ def test_one_worker_and_two_give_one_curve(storage: Path, tmp_path: Path) -> Non
 
 
 def test_words_of_the_job() -> None:
-    words = ["--model", "din", "--model=sim", "--search=hard", "--lm", "vicuna-7b", "--shots", "5"]
+    words = ["--model", "din", "--model=sim", "--search=hard", "--lm", "vicuna-7b", "--base=t5-small", "--shots", "5"]
     assert baseline_words(words) == [
-        "--baseline.model", "din", "--baseline.model=sim", "--baseline.search=hard", "--model", "vicuna-7b", "--shots",
-        "5",
+        "--baseline.model", "din", "--baseline.model=sim", "--baseline.search=hard", "--model", "vicuna-7b",
+        "--textctr.base=t5-small", "--shots", "5",
     ]  # fmt: skip
 
 
@@ -132,6 +131,26 @@ def test_the_whole_training_split_unless_somebody_says_otherwise() -> None:
     assert full_shot(resolve({"dataset": "ml-1m"})).experiment.shots == "all"
     assert full_shot(resolve({"dataset": "ml-1m", "shots": 8192})).experiment.shots == 8192
     assert full_shot(resolve({}, preset="bookcrossing-n256")).experiment.shots == 256
+
+
+@pytest.mark.parametrize(
+    ("model", "word", "remedy"),
+    [
+        ("din", "--baseline.gru-layers=2", "leave it out"),
+        ("din", "--search=hard", "leave it out"),
+        ("din", "--textctr.patience=3", "did you mean --baseline.patience?"),
+        ("ctr-bert", "--baseline.batch-size=8", "did you mean --textctr.batch-size?"),
+        ("ctr-bert", "--textctr.mlm-epochs=2", "leave it out"),
+    ],
+)
+def test_a_flag_that_the_model_does_not_feel_is_refused(
+    model: str, word: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = baseline_words(["--model", model, word])
+    assert main("baseline", "", lambda runner: {}, words, baseline_settings) == 1
+    assert f"{words[-1].partition('=')[0]}: {model} does not feel it; {remedy}" in capsys.readouterr().err
+    words = baseline_words(["--model", model])
+    assert main("baseline", "", lambda runner: {}, words, baseline_settings) == 0
 
 
 def test_an_unknown_model_is_named(storage: Path) -> None:

@@ -246,6 +246,11 @@ def test_a_model_s_identity_is_its_content(identity: ModelIdentity, tmp_path: Pa
         file.write_bytes(whole + b" ")
         assert identify(str(copy)).digest != identity.digest, name
         file.write_bytes(whole)
+    # The vocabularies of older BERTs and T5s.
+    for name in ("vocab.txt", "spiece.model"):
+        (copy / name).write_text("word")
+        assert identify(str(copy)).digest != identity.digest, name
+        (copy / name).unlink()
 
 
 @pytest.mark.parametrize(("gone", "message"), [("config.json", "no config.json"), ("model.safetensors", "pickled")])
@@ -261,3 +266,5 @@ def test_a_name_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a preset, nor a folder, nor to be had from the hub"):
         identify("nobody/has-this-model")
+    with pytest.raises(FileNotFoundError, match=r"give a folder with --textctr\.base"):
+        identify("nobody/has-this-model", flag="--textctr.base")

@@ -153,7 +153,8 @@ def test_from_samples_to_scores(name: TextBaseline, tables: Tables, bert: ModelI
     model = t5 if name == "p5" else bert
     tokenizer = load_tokenizer(model)
     config = replace(text_baseline(name), max_tokens=400 if name == "p5" else 128, max_item_tokens="auto")
-    config = replace(config, batch_size=8, max_epochs=1, precision="bfloat16", micro_batch_tokens=2000)
+    config = replace(config, batch_size=8, max_epochs=1, valid_per_epoch=1, precision="bfloat16")
+    config = replace(config, micro_batch_tokens=2000)
     read = reader(name, tables, model, config)
     train, valid, test = (
         read.examples(choose(tables.samples, split_ids(tables.samples, split)[:16]))

@@ -16,7 +16,6 @@ def test_appendix_c2() -> None:
         "ptab": ("bert-base-uncased", 5e-5, 0.01, 1024, 10, None, 512),
         "p5": ("t5-base", 5e-4, 0.05, 32, 10, 1.0, 1024),
     }
-    assert text_baseline("ctr-bert").max_item_tokens == 64
     stage_a = mlm_stage(replace(text_baseline("ptab"), patience=3))
     assert (stage_a.learning_rate, stage_a.warmup, stage_a.batch_size, stage_a.max_epochs) == (5e-5, 0.05, 1024, 10)
     assert stage_a.patience is None

@@ -19,7 +19,8 @@ from rella.prompts import ML_1M, ML_25M, Display
 from rella.textctr.examples import display_for
 from rella.textctr.texts import FieldText, FieldTexts, PackedIds, PromptText, TextEncoder, training_rows
 from rella.wording import Wording
-from tests.textctr.conftest import TITLES, small_tables
+from tests.textctr.conftest import small_tables
+from tests.textctr.small_models import TITLES
 
 
 def test_a_row_as_text(texts: FieldTexts) -> None:
