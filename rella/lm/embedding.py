@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rella.lm.encoding import Ids, token_rows
-from rella.lm.lean import lean
+from rella.lm.norms import fused_norms
 from rella.lm.passes import TokenBudget, ahead, budget_of, run_passes, windows
 
 WINDOW = 4096
@@ -47,7 +47,7 @@ def embed_texts(
         return window, token_rows(tokenizer, [texts[i] for i in window])
 
     cut = windows([len(t) for t in texts], WINDOW)
-    with lean(base):
+    with fused_norms(base):
         for window, rows in ahead(tokenised(w) for w in cut):
             # Some tokenizers have a begin token and set none (GPT-2's): their first token is a word of the text.
             begins = bos is not None and rows[0][0] == bos

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rella.lm.encoding import token_rows
-from rella.lm.lean import lean
+from rella.lm.norms import fused_norms
 from rella.lm.passes import TokenBudget, budget_of, run_passes
 from rella.lm.scoring import causal_lm
 
@@ -51,7 +51,7 @@ def embed_generated(
 
     # A place for the generated token.
     rows = [np.append(r, np.int32(pad)) for r in token_rows(tokenizer, texts)]
-    with lean(lm):
+    with fused_norms(lm):
         found = run_passes(rows, forward, device, pad, budget_of(batch_tokens), on_done)
     return found.reshape(len(rows), lm.config.hidden_size)
 

@@ -11,7 +11,7 @@ import torch
 
 from rella.data.questions import Question
 from rella.lm.encoding import Ids, PromptEncoder
-from rella.lm.lean import lean
+from rella.lm.norms import fused_norms
 from rella.lm.passes import TokenBudget, ahead, budget_of, run_passes, windows
 
 WINDOW = 512
@@ -46,7 +46,7 @@ def answer_logits(
     """
     lm = causal_lm(model)
     device = lm.get_output_embeddings().weight.device
-    with lean(lm):
+    with fused_norms(lm):
         found = run_passes(
             prompts, _answers(lm, pair), device, pad, budget_of(batch_tokens), on_done, bucketing=bucketing
         )

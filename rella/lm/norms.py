@@ -11,7 +11,7 @@ from torch.nn.functional import rms_norm
 
 
 @contextmanager
-def lean(model: nn.Module) -> Iterator[None]:
+def fused_norms(model: nn.Module) -> Iterator[None]:
     """Within, on a card, the model's root-mean-square norms are one kernel each instead of six.
 
     The six read and write the states in float32 nine times, about a tenth of a forward pass in 16 bit. One kernel also

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rella.lm.lean import fuse_norms, lean
+from rella.lm.norms import fuse_norms, fused_norms
 
 IDS = torch.arange(3, 43)[None]
 
@@ -35,12 +35,12 @@ def test_norms_of_another_kind_stay() -> None:
 
 
 def test_on_a_cpu_nothing_changes_and_on_a_card_all_comes_back(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with lean(base):
+    with fused_norms(base):
         assert not [m for m in base.modules() if "forward" in vars(m)]
-    monkeypatch.setattr("rella.lm.lean._on_card", lambda model: True)
-    with lean(base):
+    monkeypatch.setattr("rella.lm.norms._on_card", lambda model: True)
+    with fused_norms(base):
         assert [m for m in base.modules() if "forward" in vars(m)]
     assert not [m for m in base.modules() if "forward" in vars(m)]
-    with pytest.raises(IndexError), lean(base):
+    with pytest.raises(IndexError), fused_norms(base):
         base(input_ids=IDS + 10**6)
     assert not [m for m in base.modules() if "forward" in vars(m)]
