@@ -157,17 +157,25 @@ class TuneConfig:
     select_on: Literal["valid", "test"] = field(default="valid", metadata=_in(REIT, BASELINE, TEXTCTR))
     """Which split chooses the step. `test` reproduces the authors' code; reports say so."""
     micro_batch_rows: int = 16
-    """Rows of one forward and backward pass of one worker."""
+    """Rows of one forward and backward pass of one worker, at most."""
+    micro_batch_tokens: int = 8192
+    """Tokens of one forward and backward pass of one worker, padding included, at most (a longer row is alone)."""
     bucketing: bool = True
     """Whether a micro-batch holds rows of similar length (less padding), or rows as they come."""
+    packing: bool = False
+    """Whether the rows of a micro-batch stand one after the other in one sequence, without any padding; for Llama and
+    Mistral."""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO: what is sharded over the workers. 1: optimiser state; 2: gradients too; 3: the base's weights
     too, for cards that do not hold it."""
     checkpoint_seconds: float = 300.0
     """Seconds between two checkpoints, which are taken at a step's end; a killed run loses at most what came after its
     last one. 0 is one every step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal["none", "full"] | int = "none"
+    """Which layers' activations are computed again in the backward pass instead of being kept: `none`, all (`full`: a
+    fifth of the memory or less, about a third more time), or every n-th."""
+    deepspeed: str | None = None
+    """A JSON file with more of DeepSpeed's settings, e.g. offload; those in cluster/deepspeed/ say for which card."""
 
 
 @dataclass(frozen=True)

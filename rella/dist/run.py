@@ -144,8 +144,10 @@ class Runner(Context):
         if any(not stage.artifact(self.storage).is_complete() for stage in asking):
             from rella.lm.loading import load_tokenizer
             from rella.lm.reading import Reader
+            from rella.lm.zero_settings import read_settings
 
             e = tuned[0].experiment
+            read_settings(e.tune, e.precision)
             Reader(load_tokenizer(self.model), self.model, e.prompt, self.source.wording(e)).answers()
 
     def _run_stage(self, name: str, jobs: Sequence[Job]) -> None:

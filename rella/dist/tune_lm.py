@@ -142,10 +142,11 @@ def _train_all(config: dict[str, Any]) -> None:
 
     model: ModelIdentity = config["model"]
     tokenizer, base = load_tokenizer(model), None
-    for number, (task, material) in enumerate(zip(config["tasks"], config["materials"], strict=True)):
+    everything = zip(config["tasks"], config["materials"], config["settings"], strict=True)
+    for number, (task, material, settings) in enumerate(everything):
         rows = ray.get(material)
         if task.outcome() is None:
-            run = _Run(task, rows, model, tokenizer, config["progress"], number)
+            run = _Run(task, rows, model, tokenizer, config["progress"], number, settings)
             base = run.make(base)
         elif rows is not None:
             config["progress"].report_at(number, _epochs(task.experiment) * rows.facts["rows"])
@@ -161,6 +162,8 @@ class _Run:
     tokenizer: Any
     progress: ProgressHandle
     number: int
+    settings: Mapping[str, Any]
+    """More of DeepSpeed's."""
 
     def make(self, base: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
         """Train the adapter on `base` (loaded where it is None) and write it; return the base without it, if whole."""
@@ -176,14 +179,12 @@ class _Run:
         if base is None:
             # Stage 3 shards the base from the host's memory, since no single card may hold it.
             base = load_base(self.model, e.precision, torch.device("cpu") if sharded else best_device())
-        if e.tune.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         tuned = add_lora(base, e.tune, e.seed)
         states, pad = Checkpoints(self.task.artifact), self.tokenizer.pad_token_id
         if dist.get_rank() == 0:
             self.task.artifact.storage.check_space(states.space(tuned), f"checkpoints of {self.task.title}")
         rows, validation = self.material.rows, self._validation(pad)
-        tuner = Tuner(tuned, rows, e.tune, e.precision, pad, e.seed, validation, self._tell, states)
+        tuner = Tuner(tuned, rows, e.tune, e.precision, pad, e.seed, validation, self._tell, states, self.settings)
         result = tuner.run()
         if dist.get_rank() == 0:
             self._write(tuned, result, time.monotonic() - started)
@@ -191,9 +192,7 @@ class _Run:
         dist.barrier()
         if sharded:
             return None
-        base = tuned.unload()
-        base.gradient_checkpointing_disable()
-        return base
+        return tuned.unload()
 
     def _tell(self, now: Any) -> None:  # noqa: ANN401
         import torch.distributed as dist
@@ -264,6 +263,8 @@ def tune(
 
 
 def _tune(tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources, say: Callable[[str], None]) -> None:
+    from rella.lm.zero_settings import read_settings
+
     made = [make_material.remote(t.shared, t.experiment, t.wording, model) for t in tasks]
     materials, facts = [m for m, _ in made], ray.get([f for _, f in made])
     for task, found in zip(tasks, facts, strict=True):
@@ -276,6 +277,8 @@ def _tune(tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources,
         config = {
             "tasks": list(tasks),
             "materials": materials,
+            # Read here: the workers may not see the file.
+            "settings": [read_settings(t.experiment.tune, t.experiment.precision) for t in tasks],
             "model": model,
             "cpus": resources.cpus,
             "progress": progress.handle,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +24,13 @@ from torch import nn
 from rella.config import TuneConfig
 from rella.errors import InputError, TrainingError
 from rella.lm.checkpoints import Checkpoints, Course, TrainingState
-from rella.lm.encoding import Ids, pad_right
+from rella.lm.encoding import Ids
+from rella.lm.lean import Chosen, lean, recomputed
+from rella.lm.micro import Limits, Numbers, cut
+from rella.lm.packed import attention_without_masks
 from rella.lm.ranks import newest_state, write_on_first
 from rella.lm.scoring import causal_lm, finished
-from rella.lm.zero import Engine, Tensors
+from rella.lm.zero import Engine, OptimiserState, Tensors
 from rella.stages import Precision
 
 
@@ -72,12 +76,25 @@ class TuneResult:
     """Parameter name → weights on the CPU."""
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How rows stand one after the other in one sequence of L tokens."""
+
+    positions: torch.Tensor
+    """(1, L) int64, 0 where a row starts."""
+    starts: torch.Tensor
+    """(rows + 1,) int32: where they start, and L."""
+    lengths: tuple[int, ...]
+
+
 class AnswerModel(nn.Module):
     """A causal LM whose head is applied at answers only: a (B, L, V) tensor never exists."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.chosen: Chosen | None = None
+        """Where the last layer can be told to compute the answers' positions only (`rella.lm.lean`)."""
 
     def forward(
         self,
@@ -85,20 +102,33 @@ class AnswerModel(nn.Module):
         row: torch.Tensor,
         position: torch.Tensor,
         target: torch.Tensor | None = None,
+        packing: Packing | None = None,
     ) -> torch.Tensor:
         """Return Eq. 3 on a batch, a float32 scalar: the sum over answer tokens of −log P(y_j | x, y_<j).
 
         Without `target` return the logits of the whole vocabulary at the T positions: (T, V) float32.
 
         Args:
-            ids: (B, L) int64, prompts and answers padded on the right.
-            row: (T,) int64, row of each answer token.
-            position: (T,) int64, position whose state predicts it: one before the token's own.
+            ids: (B, L) int64, prompts and answers padded on the right; packed ones are (1, L), without padding.
+            row: (T,) int64, row of each answer token; 0 where packed.
+            position: (T,) int64, position in `ids` whose state predicts it: one before the token's own.
             target: (T,) int64, the token.
+            packing: of packed rows; the attention of `rella.lm.packed` must then be at work.
         """
-        lm = causal_lm(self.model)
-        states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = finished(lm, lm.get_output_embeddings()(states[row, position]).float())
+        lm, at = causal_lm(self.model), row * ids.shape[1] + position
+        own: dict[str, Any] = {}
+        if packing is not None:
+            own = {
+                "position_ids": packing.positions,
+                "row_starts": packing.starts,
+                "row_lengths": packing.lengths,
+            }
+        if self.chosen is not None:
+            self.chosen.positions = at
+        states = lm.base_model(input_ids=ids, use_cache=False, **own).last_hidden_state.flatten(0, 1)
+        if self.chosen is None:
+            states = states.index_select(0, at)
+        logits = finished(lm, lm.get_output_embeddings()(states).float())
         return logits if target is None else nn.functional.cross_entropy(logits, target, reduction="sum")
 
 
@@ -107,20 +137,42 @@ def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
-def micro_batches(
-    batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], count: int, bucketing: bool = True
-) -> list[npt.NDArray[np.int64]]:
-    """Cut a step's batch into `count` pieces, of rows of similar length where `bucketing` is on, else as they come.
-
-    Some are empty when a last batch is small.
-    """
-    ordered = batch[np.lexsort((batch, lengths[batch]))] if bucketing else batch
-    return list(np.array_split(ordered, count))
-
-
 def validation_steps(steps: int, per_epoch: int) -> set[int]:
     """Return after which of an epoch's `steps` (1 is the first) to validate: evenly spaced, the last one among them."""
     return {math.ceil(n * steps / per_epoch) for n in range(1, per_epoch + 1)}
+
+
+def answer_inputs(rows: Sequence[Row], pad: int, device: torch.device, packing: bool = False) -> tuple[Any, ...]:
+    """Return `AnswerModel`'s arguments for some rows.
+
+    Args:
+        rows: at least one.
+        pad: any token id.
+        device: where they go.
+        packing: rows one after the other, or padded on the right.
+    """
+    lengths = np.array([r.tokens for r in rows])
+    width = int(lengths.sum() if packing else lengths.max())
+    offset = np.cumsum(lengths) - lengths if packing else np.arange(len(rows)) * width
+    ids = np.full(width if packing else len(rows) * width, pad, dtype=np.int64)
+    for row, start in zip(rows, offset, strict=True):
+        ids[start : start + row.tokens] = [*row.prompt, *row.answer]
+    answer = [len(r.answer) for r in rows]
+    prompt = np.repeat([len(r.prompt) for r in rows], answer)
+    within = np.concatenate([np.arange(n) for n in answer]) + prompt - 1
+    of_row = np.repeat(np.arange(len(rows)), answer)
+    target = np.concatenate([r.answer for r in rows]).astype(np.int64)
+    if not packing:
+        return tuple(_to(x, device) for x in (ids.reshape(len(rows), width), of_row, within, target))
+    positions, starts = np.arange(width) - np.repeat(offset, lengths), np.append(offset, width).astype(np.int32)
+    at = within + offset[of_row]
+    packed = Packing(_to(positions[None], device), _to(starts, device), tuple(lengths.tolist()))
+    return (*(_to(x, device) for x in (ids[None], np.zeros_like(at), at, target)), packed)
+
+
+def _to(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @dataclass
@@ -139,6 +191,10 @@ class Tuner:
     report: Callable[[Progress], None]
     checkpoints: Checkpoints | None = None
     """Where states go and where an earlier run's are looked for; without it a killed run starts over."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of DeepSpeed's settings, from `rella.lm.zero_settings`."""
+    passes: list[int] = field(default_factory=list, init=False)
+    """Forward and backward passes of each step of this process."""
     _best: Tensors = field(default_factory=dict, init=False)
     _saved: float = field(default=0.0, init=False)
 
@@ -146,13 +202,29 @@ class Tuner:
         """Train up to `max_epochs` and return the course with the weights of the best step on validation.
 
         Raises:
-            InputError: no rows.
+            InputError: no rows, or a model whose rows cannot be packed.
             TrainingError: a loss that is not finite.
             StorageError: a checkpoint cannot be written.
         """
         if not self.rows:
             raise InputError("no training rows: --shots is 0 or the training split is empty")
-        course = self._start()
+        with self._leaner() as chosen:
+            course = self._start(chosen)
+            self._train(course)
+            self.engine.destroy()
+        return TuneResult(course, self._best)
+
+    @contextmanager
+    def _leaner(self) -> Iterator[Chosen | None]:
+        lm, longest = causal_lm(self.model), max(row.tokens for row in self.rows)
+        with (
+            attention_without_masks(lm, longest, self.config.packing),
+            recomputed(lm, self.config.gradient_checkpointing),
+            lean(lm, sharded=self.config.zero_stage == 3) as chosen,
+        ):
+            yield chosen
+
+    def _train(self, course: Course) -> None:
         total = self._epochs() * self.steps_per_epoch
         due = validation_steps(self.steps_per_epoch, self.config.valid_per_epoch)
         self.engine.engine.train()
@@ -163,8 +235,6 @@ class Tuner:
                 self._validate(course)
             if (asked or validated) and course.steps < total:
                 self._save(course)
-        self.engine.destroy()
-        return TuneResult(course, self._best)
 
     def _epochs(self) -> int:
         return min(self.config.max_epochs, self.config.stop_after or self.config.max_epochs)
@@ -172,20 +242,25 @@ class Tuner:
     def _is_over(self, course: Course) -> bool:
         return self.config.patience is not None and course.since_best >= self.config.patience
 
-    def _start(self) -> Course:
+    def _start(self, chosen: Chosen | None) -> Course:
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
-        self.accumulation = math.ceil(self.config.batch_size / (self.world * self.config.micro_batch_rows))
         self.steps_per_epoch = math.ceil(len(self.rows) / self.config.batch_size)
         self.lengths = np.array([r.tokens for r in self.rows])
+        self.limits = Limits(self.config.micro_batch_rows, self.config.micro_batch_tokens, self.config.packing)
         state = newest_state(self.checkpoints, self.rank, self.world)
         optimiser = None if state is None else state.optimiser
-        self.engine = Engine(AnswerModel(self.model), self.config, self.precision, self.accumulation, optimiser)
+        root = AnswerModel(self.model)
+        root.chosen = chosen
+        self.engine = self._make_engine(root, optimiser)
         self.device, self._saved = self.engine.device, time.monotonic()
         if state is None:
             return Course()
         self._best = state.best
         state.course.resumed_at.append(state.course.steps)
         return state.course
+
+    def _make_engine(self, root: AnswerModel, state: OptimiserState | None) -> Engine:
+        return Engine(root, self.config, self.precision, state, self.settings)
 
     def _save(self, course: Course) -> None:
         """Gather the state on all workers; one writes it."""
@@ -228,31 +303,26 @@ class Tuner:
         # Dropout masks: a function of seed, step and worker, so that a resumed run draws the same ones.
         torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
         answer_tokens = sum(len(self.rows[i].answer) for i in batch)
-        pieces = micro_batches(batch, self.lengths, self.world * self.accumulation, self.config.bucketing)
+        passes = cut(batch, self.lengths, self.limits, self.world, self.config.bucketing)
+        self.passes.append(len(passes))
         # The sum of losses, and the vote for a checkpoint of the one worker whose clock counts.
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        # DeepSpeed divides by the accumulation and averages over the workers: undone here, so that every answer
-        # token of the batch weighs the same.
-        scale = self.world * self.accumulation / answer_tokens
-        for micro in range(self.accumulation):
-            piece = pieces[micro * self.world + self.rank]
+        for number, pieces in enumerate(passes, 1):
+            piece = pieces[self.rank]
             # An empty piece still takes part in every collective, with weight 0.
-            summed = self.engine.engine(*self._inputs(piece if len(piece) else batch[:1])) * float(len(piece) > 0)
-            self.engine.engine.backward(summed * scale)
-            self.engine.engine.step()
+            inputs = self._inputs(piece if len(piece) else batch[:1])
+            summed = self.engine.engine(*inputs) * float(len(piece) > 0)
+            # DeepSpeed averages over the workers: undone here, so that every answer token weighs the same.
+            self.engine.backward(summed * (self.world / answer_tokens), last=number == len(passes))
             total[0] += summed.detach()
         if self.rank == 0 and time.monotonic() - self._saved >= self.config.checkpoint_seconds:
             total[1] = 1.0
         dist.all_reduce(total)
         return float(total[0]) / answer_tokens, bool(total[1] > 0)
 
-    def _inputs(self, piece: npt.NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        rows = [self.rows[i] for i in piece]
-        whole = [np.concatenate([r.prompt, np.asarray(r.answer, dtype=np.int32)]) for r in rows]
-        ids, _ = pad_right(whole, self.pad, self.device)
-        where = [(n, len(r.prompt) + j - 1, token) for n, r in enumerate(rows) for j, token in enumerate(r.answer)]
-        row, position, target = torch.tensor(where, device=self.device).unbind(1)
-        return ids, row, position, target
+    def _inputs(self, piece: Numbers) -> tuple[Any, ...]:
+        """Return what `AnswerModel` takes; the copies to a card do not make the host wait."""
+        return answer_inputs([self.rows[i] for i in piece], self.pad, self.device, self.config.packing)
 
     def _validate(self, course: Course) -> None:
         """Take the metrics on the validation rows and keep the weights where they are the best so far."""

@@ -39,20 +39,38 @@ class OptimiserState:
     """The loss scale's fields; empty but for float16."""
 
 
-def deepspeed_config(config: TuneConfig, precision: Precision, accumulation: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings for a run."""
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_rows,
-        "gradient_accumulation_steps": accumulation,
+def deepspeed_config(
+    config: TuneConfig, precision: Precision, trained: int, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return DeepSpeed's settings for a run.
+
+    Args:
+        config: stage, clipping.
+        precision: of the base.
+        trained: number of trained parameters; the buffers that gradients pass through are as large, not gigabytes.
+        settings: more, from `rella.lm.zero_settings`; nothing in them contradicts the rest.
+    """
+    ours: dict[str, Any] = {
+        # Passes are counted by us: their number changes from step to step with the rows' lengths.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": max(trained, 1)},
         # torch's AdamW on a few million LoRA weights: nothing to compile, and nothing to gain from a fused one.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": precision == "float16", "initial_scale_power": 14},
         "bf16": {"enabled": precision == "bfloat16"},
         "steps_per_print": 10**9,
+        # It makes the host wait for the card twice in every pass.
+        "timers": {"throughput": {"enabled": False}},
     }
+    return _merged(ours, settings or {})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(v, above[k]) for k, v in below.items() if isinstance(v, Mapping) and k in above}
+    return {**below, **above, **both}
 
 
 class Engine:
@@ -60,10 +78,10 @@ class Engine:
 
     Args:
         root: the module whose `forward` is trained; frozen but for LoRA.
-        config: stage, clipping, micro-batches, weight decay.
+        config: stage, clipping, weight decay.
         precision: arithmetic of the base.
-        accumulation: micro-batches of one worker in a step.
         state: where to go on; the parameters then start from its weights.
+        settings: more of DeepSpeed's, from `rella.lm.zero_settings`.
     """
 
     def __init__(
@@ -71,8 +89,8 @@ class Engine:
         root: nn.Module,
         config: TuneConfig,
         precision: Precision,
-        accumulation: int,
         state: OptimiserState | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         import deepspeed
 
@@ -82,12 +100,13 @@ class Engine:
                 for name, parameter in self.trained.items():
                     parameter.copy_(state.weights[name])
         parameters = list(self.trained.values())
+        count = sum(p.numel() for p in parameters)
         optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.engine, self.optimiser, *_ = deepspeed.initialize(
             model=root,
             model_parameters=parameters,
             optimizer=optimiser,
-            config=deepspeed_config(config, precision, accumulation),
+            config=deepspeed_config(config, precision, count, settings),
         )
         self.device: torch.device = self.engine.device
         if state is not None:
@@ -103,6 +122,12 @@ class Engine:
     def loss_scale(self) -> float:
         """What float16 losses are multiplied with; 1 otherwise."""
         return float(getattr(getattr(self.optimiser, "loss_scaler", None), "cur_scale", 1.0))
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of a pass's loss to the step's; after its `last` pass take the step."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.step()
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the next step."""

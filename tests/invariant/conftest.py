@@ -14,6 +14,9 @@ import pytest
 SCRIPT = Path(__file__).with_name("training_script.py")
 ROOT = Path(__file__).resolve().parents[2]
 
+SETTINGS = ROOT / "cluster/deepspeed"
+"""DeepSpeed's settings that ship; those for float16 do not run on a CPU."""
+
 FIRST: dict[str, dict[str, Any]] = {
     "plain": {"plain": True, "rows": 37, "epochs": 4},
     "plain, two rows": {"plain": True, "rows": 2, "epochs": 3},
@@ -25,7 +28,26 @@ FIRST: dict[str, dict[str, Any]] = {
     "as they come": {"micro_batch_rows": 4, "bucketing": False},
     "stage 1": {"micro_batch_rows": 4, "zero_stage": 1},
     "stage 3": {"micro_batch_rows": 4, "zero_stage": 3},
-    "recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": True},
+    "recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": "full"},
+    "every other layer recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": 2},
+    "by tokens": {"micro_batch_tokens": 150},
+    "packed": {"micro_batch_tokens": 150, "packing": True},
+    "packed, as they come": {"micro_batch_tokens": 150, "packing": True, "bucketing": False},
+    "packed, recomputed, stage 3": {
+        "micro_batch_rows": 3,
+        "packing": True,
+        "gradient_checkpointing": "full",
+        "zero_stage": 3,
+    },
+    **{
+        f"with {name}.json": {
+            "micro_batch_rows": 4,
+            "max_epochs": 4,
+            "zero_stage": int(name[4]),
+            "deepspeed": str(SETTINGS / f"{name}.json"),
+        }
+        for name in ("zero1", "zero2", "zero3", "zero3-offload")
+    },
     "scripted": {"aucs": [0.5, 0.9, 0.9, 0.6]},
     "last is best": {"aucs": [0.1, 0.2, 0.3, 0.4]},
     "stopped": {"stop_after": 2, "aucs": [0.5, 0.9]},
@@ -55,6 +77,7 @@ SECOND: dict[str, dict[str, Any]] = {
     "2, stage 1": {"micro_batch_rows": 4, "zero_stage": 1},
     "2, stage 3": {"micro_batch_rows": 4, "zero_stage": 3},
     "2, as they come": {"micro_batch_rows": 3, "bucketing": False},
+    "2, packed": {"micro_batch_tokens": 200, "packing": True},
     "2, dropout": {"lora_dropout": 0.3},
     "2, dropout again": {"lora_dropout": 0.3},
     "1 to 2": {"at": "1to2", "micro_batch_rows": 4},

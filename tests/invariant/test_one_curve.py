@@ -16,9 +16,19 @@ LAYOUTS = [
     "stage 1",
     "stage 3",
     "recomputed",
+    "every other layer recomputed",
+    "by tokens",
+    "packed",
+    "packed, as they come",
+    "packed, recomputed, stage 3",
+    "with zero1.json",
+    "with zero2.json",
+    "with zero3.json",
+    "with zero3-offload.json",
     "2, stage 1",
     "2, stage 3",
     "2, as they come",
+    "2, packed",
 ]
 RESUMED = {"1 to 2": 4, "2 to 1": 6, "2 to 4": 9, "stage 3 to stage 1": 8}
 """Run → the step at which it went on."""
@@ -43,9 +53,14 @@ def test_every_layout_gives_one_curve(layout: str, runs: dict[str, Any]) -> None
 
 
 def test_the_layouts_are_what_they_say(runs: dict[str, Any]) -> None:
-    assert runs["1 x 8 accumulated"]["accumulation"] == 8
-    assert runs["2 x 4 accumulated"]["accumulation"] == 4
-    assert runs["4 x 2 accumulated"]["accumulation"] == 2
+    """Batches of 16, 16 and 5 rows, four times."""
+    assert runs["1 x 16"]["passes"] == [1, 1, 1] * 4
+    assert runs["1 x 8 accumulated"]["passes"] == [8, 8, 3] * 4
+    assert runs["2 x 4 accumulated"]["passes"] == [4, 4, 2] * 4
+    assert runs["4 x 2 accumulated"]["passes"] == [2, 2, 1] * 4
+    for run in ("by tokens", "packed"):
+        assert len(set(runs[run]["passes"])) > 2, "their number follows the lengths"
+    assert sum(runs["packed"]["passes"]) < sum(runs["by tokens"]["passes"])
 
 
 @pytest.mark.parametrize("run", RESUMED)

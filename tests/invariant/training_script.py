@@ -24,6 +24,7 @@ from rella.lm.loading import load_base
 from rella.lm.lora import add_lora
 from rella.lm.tuning import Progress, Row, Tuner, epoch_order
 from rella.lm.validation import Validation
+from rella.lm.zero_settings import read_settings
 from rella.models import identify
 from rella.storage import Storage
 
@@ -111,7 +112,16 @@ class Case:
         tuned = add_lora(self.base, self.config, self.seed)
         start = {f"model.{n}": p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
         self.tuner = Tuner(
-            tuned, self.rows, self.config, self.precision, 2, self.seed, self.validate, self.tell, self.states
+            tuned,
+            self.rows,
+            self.config,
+            self.precision,
+            2,
+            self.seed,
+            self.validate,
+            self.tell,
+            self.states,
+            read_settings(self.config, self.precision),
         )
         try:
             result = self.tuner.run()
@@ -132,7 +142,7 @@ class Case:
             "rates": [p.learning_rate for p in self.told if p.valid is None],
             "progress": [[p.rows, p.total_rows, p.epoch, p.step, p.valid is not None] for p in self.told],
             "training_while_validated": self.modes,
-            "accumulation": self.tuner.accumulation,
+            "passes": self.tuner.passes,
         }
         if self.config.zero_stage < 3:
             back = tuned.unload().state_dict()

@@ -82,7 +82,7 @@ def small_config(family: str, vocabulary: int, **changes: Any) -> Any:
         },
         "falcon": {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "bias": False},
     }
-    return AutoConfig.for_model(family, **common, initializer_range=0.2, **own[family] | changes)
+    return AutoConfig.for_model(family, **common | {"initializer_range": 0.2} | own[family] | changes)
 
 
 @pytest.fixture(scope="session")

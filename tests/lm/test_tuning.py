@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rella.config import TuneConfig
 from rella.lm.lora import add_lora
-from rella.lm.tuning import AnswerModel, Progress, Row, Tuner, epoch_order, micro_batches, validation_steps
+from rella.lm.tuning import AnswerModel, Progress, Row, Tuner, epoch_order, validation_steps
 from rella.lm.zero import Engine, deepspeed_config
 
 
@@ -60,27 +60,6 @@ def test_the_head_is_applied_at_answers_only(shared_base: Any) -> None:
         AnswerModel(shared_base)(*tuner_of(shared_base, rows)._inputs(np.arange(6)))
     hook.remove()
     assert seen == [(12, shared_base.config.vocab_size)]
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 20), st.integers(0, 3))
-def test_micro_batches_are_a_partition(lengths: list[int], count: int, seed: int) -> None:
-    batch = np.random.default_rng(seed).permutation(len(lengths))[: max(1, len(lengths) // 2)]
-    found = micro_batches(batch, np.array(lengths), count)
-    assert len(found) == count
-    assert sorted(i for piece in found for i in piece) == sorted(batch.tolist())
-    sizes = [len(piece) for piece in found]
-    assert max(sizes) - min(sizes) <= 1
-    flat = [lengths[i] for piece in found for i in piece]
-    assert flat == sorted(flat), "pieces hold rows of similar length"
-    # A function of the set of rows: their order in the batch does not count.
-    again = micro_batches(np.sort(batch), np.array(lengths), count)
-    assert [p.tolist() for p in again] == [p.tolist() for p in found]
-
-
-def test_without_bucketing_rows_stay_as_they_come() -> None:
-    batch = np.array([4, 1, 3, 0, 2])
-    found = micro_batches(batch, np.array([9, 1, 5, 7, 3]), 2, bucketing=False)
-    assert [p.tolist() for p in found] == [[4, 1, 3], [0, 2]]
 
 
 @given(st.integers(1, 50), st.integers(1, 60))
@@ -175,8 +154,18 @@ def test_the_loss_scale_of_float16_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_deepspeed_s_settings(precision: Any) -> None:
-    config = TuneConfig(clip=0.5, zero_stage=1, micro_batch_rows=4)
-    found = deepspeed_config(config, precision, 8)
-    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (4, 8)
-    assert (found["gradient_clipping"], found["zero_optimization"]["stage"]) == (0.5, 1)
+    config = TuneConfig(clip=0.5, zero_stage=1)
+    found = deepspeed_config(config, precision, 4096)
+    # Passes differ in number from step to step: the engine is told which is a step's last.
+    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (1, 1)
+    assert found["gradient_clipping"] == 0.5
+    assert found["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 4096}
     assert (found["fp16"]["enabled"], found["bf16"]["enabled"]) == (precision == "float16", precision == "bfloat16")
+
+
+def test_more_settings_are_laid_over_deepspeed_s() -> None:
+    more = {"zero_optimization": {"overlap_comm": True}, "fp16": {"initial_scale_power": 10}, "memory_breakdown": True}
+    found, plain = (deepspeed_config(TuneConfig(), "float16", 8, s) for s in (more, None))
+    assert found["zero_optimization"] == plain["zero_optimization"] | {"overlap_comm": True}
+    assert found["fp16"] == {"enabled": True, "initial_scale_power": 10}
+    assert found == plain | {k: found[k] for k in more}
