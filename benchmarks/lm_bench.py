@@ -352,7 +352,8 @@ def in_float32(model: Any) -> Iterator[None]:  # noqa: ANN401 - a LlamaForCausal
 
 def exact_states(m: Machine, rows: Sequence[npt.NDArray[np.int32]]) -> list[torch.Tensor]:
     """Return each row's last hidden states, (L, D) float32, computed in float32 one row at a time."""
-    with torch.inference_mode(), in_float32(m.model):
+    # Not in inference mode: weights converted there could not be tuned afterwards.
+    with torch.no_grad(), in_float32(m.model):
         ids = (torch.from_numpy(row.astype(np.int64)).to(m.device)[None] for row in rows)
         return [m.model.model(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
 

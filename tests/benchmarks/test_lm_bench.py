@@ -79,6 +79,8 @@ def test_exact_states_are_float32_of_the_same_weights() -> None:
     m = Machine(CPU, torch.bfloat16, lm_bench.TINY, model, None, 1.0)
     rows = [np.arange(3, 3 + n, dtype=np.int32) for n in (5, 9)]
     found = lm_bench.exact_states(m, rows)
+    # What was converted in inference mode could not be tuned by the next benchmark of a run.
+    assert not any(p.is_inference() for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     whole = model.float().model
