@@ -117,6 +117,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_grad_enabled(True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_card_s_script_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -145,6 +146,7 @@ def test_a_profile_says_where_the_time_goes() -> None:
     assert "aten::mm" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_wrong_answer_fails_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     right = scoring.ours

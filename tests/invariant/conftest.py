@@ -29,25 +29,9 @@ FIRST: dict[str, dict[str, Any]] = {
     "stage 1": {"micro_batch_rows": 4, "zero_stage": 1},
     "stage 3": {"micro_batch_rows": 4, "zero_stage": 3},
     "recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": "full"},
-    "every other layer recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": 2},
     "by tokens": {"micro_batch_tokens": 150},
     "packed": {"micro_batch_tokens": 150, "packing": True},
-    "packed, as they come": {"micro_batch_tokens": 150, "packing": True, "bucketing": False},
-    "packed, recomputed, stage 3": {
-        "micro_batch_rows": 3,
-        "packing": True,
-        "gradient_checkpointing": "full",
-        "zero_stage": 3,
-    },
-    **{
-        f"with {name}.json": {
-            "micro_batch_rows": 4,
-            "max_epochs": 4,
-            "zero_stage": int(name[4]),
-            "deepspeed": str(SETTINGS / f"{name}.json"),
-        }
-        for name in ("zero1", "zero2", "zero3", "zero3-offload")
-    },
+    "with zero2.json": {"micro_batch_rows": 4, "max_epochs": 4, "deepspeed": str(SETTINGS / "zero2.json")},
     "scripted": {"aucs": [0.5, 0.9, 0.9, 0.6]},
     "last is best": {"aucs": [0.1, 0.2, 0.3, 0.4]},
     "stopped": {"stop_after": 2, "aucs": [0.5, 0.9]},
@@ -90,6 +74,26 @@ THIRD: dict[str, dict[str, Any]] = {
     "2 to 1": {"at": "2to1"},
     "stage 3 to stage 1": {"at": "stage3", "zero_stage": 1},
 }
+SLOW: dict[str, dict[str, Any]] = {
+    "every other layer recomputed": {"micro_batch_rows": 4, "gradient_checkpointing": 2},
+    "packed, as they come": {"micro_batch_tokens": 150, "packing": True, "bucketing": False},
+    "packed, recomputed, stage 3": {
+        "micro_batch_rows": 3,
+        "packing": True,
+        "gradient_checkpointing": "full",
+        "zero_stage": 3,
+    },
+    **{
+        f"with {name}.json": {
+            "micro_batch_rows": 4,
+            "max_epochs": 4,
+            "zero_stage": int(name[4]),
+            "deepspeed": str(SETTINGS / f"{name}.json"),
+        }
+        for name in ("zero1", "zero3", "zero3-offload")
+    },
+}
+"""In the slow tier."""
 FOURTH: dict[str, dict[str, Any]] = {
     "2 to 4": {"at": "2to4", "micro_batch_rows": 2},
     "4 x 2 accumulated": {"micro_batch_rows": 2},
@@ -131,3 +135,9 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for workers, plan in ((1, FIRST), (2, SECOND), (1, THIRD), (4, FOURTH)):
         found |= launch(model_folder, folder, workers, plan)
     return found
+
+
+@pytest.fixture(scope="session")
+def more_runs(runs: dict[str, Any], model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Those of `runs`, and those of the slow tier."""
+    return runs | launch(model_folder, tmp_path_factory.mktemp("slow"), 1, SLOW)
