@@ -28,7 +28,7 @@ check: $(INSTALLED)  ## format, lint, strict types, fast tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not ray and not slow and not faults and not gpu"
+	$(PY) -m pytest -q -m "not ray and not groups and not slow and not faults and not gpu"
 
 test: $(INSTALLED)  ## everything but the slow, fault and GPU tiers, real Ray included
 	$(PY) -m pytest -q -m "not slow and not faults and not gpu"

@@ -80,6 +80,7 @@ def on_workers(folder: Path, world: int, model: str, storages: list[str]) -> lis
     return [json.loads((folder / f"out.{rank}").read_text()) for rank in range(world)]
 
 
+@pytest.mark.groups
 def test_two_workers_have_the_curve_of_one_and_go_on_from_its_state(tmp_path: Path) -> None:
     alone = fitter(fit_config("din"))
     course = alone.run().course

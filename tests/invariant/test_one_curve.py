@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.groups
+
 LAYOUTS = [
     "1 x 8 accumulated",
     "2 x 4 accumulated",

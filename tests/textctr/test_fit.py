@@ -157,6 +157,7 @@ for name, state in (("whole", None), ("resumed", start)):
 """
 
 
+@pytest.mark.groups
 def test_two_processes_give_the_same_curve(reference: FitResult, tmp_path: Path) -> None:
     """From the start, and from a checkpoint that one process wrote."""
     states: list[bytes] = []
