@@ -183,12 +183,7 @@ def padding(lengths: Sequence[int], device: torch.device) -> float:
 
 def main() -> None:
     """Measure, print and write the figures."""
-    options = lm_bench.parser(__doc__).parse_args()
-    m = lm_bench.machine(options.device, options.shape, options.precision)
-    print(m.describe(), flush=True)
-    faults: list[str] = []
-    lm_bench.write_figures(run(m, options.quick, faults), options.json)
-    lm_bench.finish(faults)
+    lm_bench.run_alone(__doc__, run)
 
 
 if __name__ == "__main__":

@@ -443,3 +443,13 @@ def write_figures(figures: Mapping[str, float | str], file: Path | None) -> None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dict(figures), indent=1) + "\n")
+
+
+def run_alone(doc: str | None, run: Callable[[Machine, bool, list[str]], dict[str, float]]) -> None:
+    """What a benchmark does as a script: read the options, measure, print, write the figures, end with its faults."""
+    options = parser(doc).parse_args()
+    m = machine(options.device, options.shape, options.precision)
+    print(m.describe(), flush=True)
+    faults: list[str] = []
+    write_figures(run(m, options.quick, faults), options.json)
+    finish(faults)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rella.artifacts import Artifact, Json, Manifest, Part, now, summed
 from rella.baseline_pipeline import BaselinePipeline, build_baseline, build_text, needs_neighbours
@@ -35,9 +34,6 @@ from rella.provenance import code_version, machine
 from rella.stages import EMBED, MLM, PCA, PREPARE, REIT, SCORE, STAGES, TEXTCTR, Precision
 from rella.storage import Storage, resolve_uri
 from rella.wording import check_wording
-
-if TYPE_CHECKING:
-    pass
 
 SWEEP_SECONDS = 600.0
 """Age at which a half-written file is nobody's any more."""
