@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-from sklearn.metrics import roc_auc_score
+import scipy  # its submodules come when they are first used, which takes half a second
 
 from rella.errors import InputError
 
@@ -88,7 +87,13 @@ def auc(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     """
     y, (p,) = _checked(labels, probabilities)
     _both_classes(y)
-    return float(roc_auc_score(y, p))
+    return _auc(y, p)
+
+
+def _auc(labels: Array, probabilities: Array) -> float:
+    from sklearn.metrics import roc_auc_score  # Slow to import, which a job's start need not wait for.
+
+    return float(roc_auc_score(labels, probabilities))
 
 
 def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
@@ -120,7 +125,7 @@ def evaluate(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Metrics:
     y, (p,) = _checked(labels, probabilities)
     _both_classes(y)
     return Metrics(
-        auc=float(roc_auc_score(y, p)),
+        auc=_auc(y, p),
         log_loss=float(np.mean(_losses(y, p))),
         accuracy=float(np.mean(_right(y, p))),
         rows=len(y),
@@ -174,7 +179,7 @@ def paired_t(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike)
     loss = _losses(y, p) - _losses(y, q)
     error = float(np.std(loss, ddof=1) / np.sqrt(len(y)))
     return _symmetric_test(
-        "paired_t", "log_loss", float(loss.mean()), error, lambda t: float(2 * stats.t.sf(t, len(y) - 1))
+        "paired_t", "log_loss", float(loss.mean()), error, lambda t: float(2 * scipy.stats.t.sf(t, len(y) - 1))
     )
 
 
@@ -196,7 +201,7 @@ def mcnemar(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) 
         difference=(won - lost) / rows,
         standard_error=float(np.sqrt(discordant - (won - lost) ** 2 / rows) / rows),
         statistic=float((won - lost) / np.sqrt(discordant)) if discordant else 0.0,
-        p_value=min(1.0, float(2 * stats.binom.cdf(min(won, lost), discordant, 0.5))),
+        p_value=min(1.0, float(2 * scipy.stats.binom.cdf(min(won, lost), discordant, 0.5))),
     )
 
 
@@ -262,7 +267,7 @@ def compare_auc_by_users(
     one, two = _RepeatedAuc(user, y, p), _RepeatedAuc(user, y, q)
     drawn = [(one.of(weights) - two.of(weights),) for weights in _draws(size, replicates, seed)]
     table = _defined(np.array(drawn, dtype=np.float64).reshape(-1, 1))
-    estimate = _estimate(float(roc_auc_score(y, p) - roc_auc_score(y, q)), table[:, 0])
+    estimate = _estimate(_auc(y, p) - _auc(y, q), table[:, 0])
     return _normal_test("bootstrap_users", "auc", estimate.value, estimate.standard_error), estimate
 
 
@@ -322,14 +327,14 @@ def _placements(positive: npt.NDArray[np.bool_], scores: Array) -> tuple[Array, 
     negative. A midrank among all minus the midrank in the own class counts the others below.
     """
     above, below = scores[positive], scores[~positive]
-    rank = stats.rankdata(scores)
-    v10 = (rank[positive] - stats.rankdata(above)) / len(below)
-    v01 = 1 - (rank[~positive] - stats.rankdata(below)) / len(above)
+    rank = scipy.stats.rankdata(scores)
+    v10 = (rank[positive] - scipy.stats.rankdata(above)) / len(below)
+    v01 = 1 - (rank[~positive] - scipy.stats.rankdata(below)) / len(above)
     return v10, v01
 
 
 def _normal_test(test: str, metric: str, difference: float, error: float) -> PairedTest:
-    return _symmetric_test(test, metric, difference, error, lambda z: float(2 * stats.norm.sf(z)))
+    return _symmetric_test(test, metric, difference, error, lambda z: float(2 * scipy.stats.norm.sf(z)))
 
 
 def _symmetric_test(

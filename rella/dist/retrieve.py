@@ -2,12 +2,13 @@
 
 Few samples are cut into ranges, each of which becomes a part. Many are cut by target, so that no row of similarities is
 computed twice: groups of targets are retrieved for first and kept below the artifact until their positions have been
-merged into parts in the order of samples (`rella.retrieval.plan`).
+merged into parts in the order of samples (`rella.retrieval.plan`). One pool does both: workers take seconds to start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,8 +35,12 @@ from rella.schemas import neighbours, position_type
 
 REPEATED = 10.0
 """Seconds of one thread, spent on rows that several ranges of samples need, from which cutting by target pays."""
-NEIGHBOURS = Layout(encodings={"sample_id": "DELTA_BINARY_PACKED", "positions.list.element": "BYTE_STREAM_SPLIT"})
-"""Smaller than Parquet's dictionaries for numbers of such variety, and twice as fast to read."""
+NEIGHBOURS = Layout(
+    row_group_rows=2**16,
+    encodings={"sample_id": "DELTA_BINARY_PACKED", "positions.list.element": "BYTE_STREAM_SPLIT"},
+)
+"""Smaller than Parquet's dictionaries for numbers of such variety, and twice as fast to read; twice again in row groups
+whose buffers stay in the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Brief:
     """(target, earlier behaviour) pairs."""
     longest: int
     """Behaviours in the longest history."""
-    ranges: list[Shard]
+    ranges: Sequence[Shard] = ()
     """Ranges of samples; empty where it is cut by target."""
     digest: str = ""
     """Of the plan, where it is cut by target."""
@@ -96,18 +101,19 @@ def _ready(data: Artifact, vectors: Artifact, experiment: Experiment) -> tuple[I
     """Make ready what all workers share, in one process: what goes from one to another is copied twice."""
     index, asked = read(data, vectors, experiment)
     samples, retrieve = asked.samples, experiment.retrieve
-    # A sample costs its pairs and a little on top.
-    ranges, cut = by_cost(0, samples.end.astype(np.int64) + 16, retrieve.shard_pairs), retrieve.cut
+    shards, cut = max(MIN_SHARDS, -(-samples.pairs // retrieve.shard_pairs)), retrieve.cut
     if cut == "auto" and retrieve.gpu:
         cut = "samples"  # A card makes all rows again in less time than a merge takes.
     elif cut == "auto":
-        cut = "targets" if engines.seconds(index, samples)[0] * (len(ranges) - 1) > REPEATED else "samples"
-    brief = Brief(len(samples), samples.pairs, int(samples.end.max(initial=0)), ranges)
+        cut = "targets" if engines.seconds(index, samples)[0] * (shards - 1) > REPEATED else "samples"
+    brief = Brief(len(samples), samples.pairs, int(samples.end.max(initial=0)))
     if cut == "samples":
-        return index, asked, None, brief
-    plan = Plan.of(index, samples, retrieve.k_max, max(MIN_SHARDS, -(-samples.pairs // retrieve.shard_pairs)))
+        # A sample costs its pairs and a little on top.
+        ranges = by_cost(0, samples.end.astype(np.int64) + 16, retrieve.shard_pairs)
+        return index, asked, None, replace(brief, ranges=ranges)
+    plan = Plan.of(index, samples, retrieve.k_max, shards)
     groups, edges = tuple(plan.pairs.tolist()), tuple(plan.edges.tolist())
-    return index, asked, plan, replace(brief, ranges=[], digest=plan.digest, group_pairs=groups, edges=edges)
+    return index, asked, plan, replace(brief, digest=plan.digest, group_pairs=groups, edges=edges)
 
 
 @dataclass(frozen=True)
@@ -175,15 +181,23 @@ class RangeWorker(_Retrieving):
         return self.setup.write(self.ids[rows], offsets, positions, shard, mine.pairs)
 
 
-class GroupWorker(_Retrieving):
-    """Retrieves for one of the plan's groups; what it finds waits below the artifact, a run for every part."""
+class TargetWorker(_Retrieving):
+    """Retrieves for the plan's groups (task 0), and merges what they have found into parts (task 1).
+
+    What a group finds waits below the artifact, a run for every part. A merge waits until all groups are there: shards
+    are given out in order, so at its turn every group has been taken up.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.plan: Plan = ray.get(setup.plan)
+        self.waited = False
 
     def run(self, shard: Shard) -> Part:
-        """Retrieve and write what was found."""
+        """Make the part of a group, or of the result."""
+        return self._merge(shard) if shard.task else self._find(shard)
+
+    def _find(self, shard: Shard) -> Part:
         group = shard.shard
         mine = self.samples.take(self.plan.rows(group))
         _, positions = self.positions(mine, self.plan.engine(group))
@@ -200,25 +214,27 @@ class GroupWorker(_Retrieving):
             layout=Layout("none", 1, {"positions": "PLAIN"}),
         )
 
-
-class MergeWorker:
-    """Puts together a part in the order of samples from what the groups have found."""
-
-    def __init__(self, setup: Setup) -> None:
-        asked: Asked = ray.get(setup.asked)
-        self.setup, self.plan = setup, ray.get(setup.plan)
-        self.ids, self.samples = asked.ids, asked.samples
-
-    def run(self, shard: Shard) -> Part:
-        """Merge and write the part."""
+    def _merge(self, shard: Shard) -> Part:
+        self._wait_for_groups()
         plan, part = self.plan, shard.shard
         pieces = [self._piece(group, part) for group in range(plan.groups)]
         offsets, positions = merge(plan, part, self.samples.end, self.setup.k, pieces)
         rows = slice(int(plan.edges[part]), int(plan.edges[part + 1]))
         pairs = int(self.samples.end[rows].sum(dtype=np.int64))
         made = self.setup.write(self.ids[rows], offsets, positions, shard, pairs)
-        self.setup.progress.report(rows.stop - rows.start)
+        self.setup.progress.report(0, f"merging into {plan.parts} parts")
         return made
+
+    def _wait_for_groups(self) -> None:
+        if self.waited:
+            return
+        artifact, pause = self.setup.artifact, 0.1
+        names = [artifact.part_name(g, self.plan.groups, self.setup.work_table) for g in range(self.plan.groups)]
+        wanted = {f"{artifact.path}/{name}" for name in names}
+        while not wanted <= set(artifact.storage.list(next(iter(wanted)).rpartition("/")[0])):
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+        self.waited = True
 
     def _piece(self, group: int, part: int) -> npt.NDArray[Any]:
         artifact, kind = self.setup.artifact, self.setup.kind.to_pandas_dtype()
@@ -246,29 +262,33 @@ def retrieve(
     with RemoteProgress("retrieve", work.pairs, "pairs") as progress:
         setup = Setup(artifact, index, asked, experiment, work.longest, resources.cpus, progress.handle)
         if work.ranges:
-            pairs = {s: (s.stop - s.start) * work.pairs // max(1, work.samples) for s in work.ranges}
-            parts = _shards(RangeWorker, setup, pairs, resources)
+            parts = _by_ranges(setup, work, resources)
         else:
             setup = replace(setup, plan=plan, work_table=f"work-{work.digest}")
-            cuts = _retrieve_groups(setup, work, resources)
-    if not work.ranges:
-        with RemoteProgress("merge", work.samples, "samples") as progress:
-            parts = _shards(MergeWorker, replace(setup, progress=progress.handle), cuts, resources)
+            parts = _by_targets(setup, work, resources)
     return parts, {"samples": work.samples, "pairs": work.pairs, "longest_history": work.longest}
 
 
-def _retrieve_groups(setup: Setup, work: Brief, resources: Resources) -> dict[Shard, int]:
-    """Retrieve for every group of the plan, unless all parts are there; return the parts to merge and their samples."""
-    parts = cut_at(0, work.edges[:-1], work.edges[-1])
-    if any(setup.artifact.good_part(s.shard, s.shards) is None for s in parts):
-        groups = {Shard(0, g, len(work.group_pairs), 0, 0): pairs for g, pairs in enumerate(work.group_pairs)}
-        _shards(GroupWorker, setup, groups, resources, setup.work_table)
-    return {s: s.stop - s.start for s in parts}
+def _by_ranges(setup: Setup, work: Brief, resources: Resources) -> list[Part]:
+    pairs = {s: (s.stop - s.start) * work.pairs // max(1, work.samples) for s in work.ranges}
+    kept = lambda shard: setup.progress.report(pairs[shard])  # noqa: E731
+    return run_shards(RangeWorker, {"setup": setup}, [setup.artifact], work.ranges, resources, kept)[0]
 
 
-def _shards(
-    worker: type, setup: Setup, sizes: Mapping[Shard, int], resources: Resources, table: str = ""
-) -> list[Part]:
-    """Make shards of which each moves the bar by its size."""
-    kept = lambda shard: setup.progress.report(sizes[shard])  # noqa: E731
-    return run_shards(worker, {"setup": setup}, [setup.artifact], list(sizes), resources, kept, table)[0]
+def _by_targets(setup: Setup, work: Brief, resources: Resources) -> list[Part]:
+    """Retrieve for every group of the plan, unless all parts are there, and merge what was found into parts."""
+    artifact, count = setup.artifact, len(work.group_pairs)
+    parts = [replace(s, task=1) for s in cut_at(0, work.edges[:-1], work.edges[-1])]
+    groups = [] if all(artifact.good_part(s.shard, s.shards) for s in parts) else range(count)
+    todo = [Shard(0, g, count, 0, 0) for g in groups if not _is_found(artifact, g, count, setup.work_table)]
+    setup.progress.report(work.pairs - sum(work.group_pairs[s.shard] for s in todo))
+    tables = [setup.work_table, ""]
+    return run_shards(TargetWorker, {"setup": setup}, [artifact] * 2, [*todo, *parts], resources, tables=tables)[1]
+
+
+def _is_found(artifact: Artifact, group: int, groups: int, table: str) -> bool:
+    """Return whether an earlier run has left what a group found; damaged it goes, as a merge takes what is there."""
+    if artifact.good_part(group, groups, table) is not None:
+        return True
+    artifact.storage.delete(f"{artifact.path}/{artifact.part_name(group, groups, table)}")
+    return False

@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,12 +78,29 @@ def worker_environment(gpu: bool | str) -> dict[str, str]:
         # Compiled kernels outlive a submitted job's working directory.
         "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", str(cache_folder() / "numba")),
     }
+    # Arrow's own allocator gives memory back and takes it again at every turn: twice the time to read a large table.
+    environment["ARROW_DEFAULT_MEMORY_POOL"] = os.environ.get("ARROW_DEFAULT_MEMORY_POOL", "system")
     for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
             environment[name] = os.environ[name]
     if gpu is False:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for what is started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def quiet_driver() -> None:
@@ -109,15 +126,16 @@ def session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     joins = bool(os.environ.get("RAY_ADDRESS")) or SUBMITTED_JOB in os.environ
-    options: dict[str, Any] = {
-        "runtime_env": {"env_vars": worker_environment(config.gpu)},
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-    }
-    if not joins:
-        options |= {"include_dashboard": False, "address": "local"}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    environment = worker_environment(config.gpu)
     quiet_driver()
-    ray.init(**options)
+    if joins:
+        ray.init(**options, runtime_env={"env_vars": environment})
+    else:
+        # What Ray starts first has this environment. Workers of a `runtime_env` would be started anew, by an
+        # interpreter of their own.
+        with _environment({"RAY_USAGE_STATS_ENABLED": "0"} | environment):
+            ray.init(**options, include_dashboard=False, address="local")
     _quiet_data()
     try:
         yield

@@ -74,7 +74,7 @@ def run_shards(
     shards: Sequence[Shard],
     resources: Resources,
     on_kept: Callable[[Shard], None] | None = None,
-    table: str = "",
+    tables: Sequence[str] = (),
     threads: int = 1,
 ) -> list[list[Part]]:
     """Make every shard's part and return them by task, in shard order.
@@ -86,11 +86,12 @@ def run_shards(
         shards: of all tasks.
         resources: of one actor, and how many.
         on_kept: called for every shard that an earlier run left whole.
-        table: of the parts, where an artifact has several.
+        tables: by task, which table the parts are of, where an artifact has several.
         threads: shards that a worker has under way; past 1 `run` is called by several threads at once, so that one may
             write while the next computes.
     """
-    found = {s: artifacts[s.task].good_part(s.shard, s.shards, table) for s in shards}
+    names = tables or [""] * len(artifacts)
+    found = {s: artifacts[s.task].good_part(s.shard, s.shards, names[s.task]) for s in shards}
     made = {s: part for s, part in found.items() if part is not None}
     if on_kept is not None:
         for shard in made:

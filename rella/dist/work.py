@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rella.artifacts import Artifact, Part
 from rella.baseline_pipeline import BaselinePipeline
 from rella.data.facts import dataset_facts
-from rella.data.samples import assemble
 from rella.data.sources import table1_row
 from rella.dist.checks import check_both_labels
 from rella.dist.context import Context, Job, Outcome
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 
 def _prepare(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
+    from rella.data.samples import assemble
+
     for job in jobs:
         e = job.experiment
         raw = runner.source.load(e.data)

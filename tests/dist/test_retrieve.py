@@ -173,7 +173,7 @@ def test_what_groups_have_found_is_kept(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-def test_damage_between_finding_and_merging_is_named(place: Place) -> None:
+def test_damage_between_finding_and_merging_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The group's file was whole when it was looked at, and is not when it is merged."""
     import ray
 
@@ -190,12 +190,12 @@ def test_damage_between_finding_and_merging_is_named(place: Place) -> None:
         work, pool = ray.get(told), resources(ClusterConfig(gpu=False))
         found = f"work-{work.digest}"
         setup = retrieve.Setup(place.result, index, asked, experiment, 299, 1, progress.handle, plan, found)
-        cuts = retrieve._retrieve_groups(setup, work, pool)
         content = bytearray(victim.read_bytes())
         content[100] ^= 1
         victim.write_bytes(content)
+        monkeypatch.setattr(retrieve, "_is_found", lambda *_: True)
         with pytest.raises(WorkerError, match=rf"{victim.name} was damaged: start the job again"):
-            retrieve._shards(retrieve.MergeWorker, setup, cuts, pool)
+            retrieve._by_targets(setup, work, pool)
 
 
 def test_l1_on_gpus_is_refused(place: Place) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -167,3 +168,20 @@ def test_what_workers_say_is_printed_once(capsys: pytest.CaptureFixture[str]) ->
         progress.handle.say("embed: last")
     shown = [line for line in capsys.readouterr().err.splitlines() if "rows" not in line]
     assert shown == ["embed: out of memory", "embed: again", "embed: last"]
+
+
+def _told(names: list[str]) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
+def test_workers_of_a_local_session_have_their_environment_and_the_driver_keeps_its_own() -> None:
+    import ray
+
+    from rella.dist.session import worker_environment
+
+    wanted = worker_environment(gpu=False) | {"RAY_USAGE_STATS_ENABLED": "0"}
+    assert {"DS_ACCELERATOR", "ARROW_DEFAULT_MEMORY_POOL", "NUMBA_CACHE_DIR"} <= set(wanted)
+    assert ray.get(ray.remote(num_cpus=0)(_told).remote(list(wanted))) == wanted
+    assert os.environ.get("ARROW_DEFAULT_MEMORY_POOL") is None
