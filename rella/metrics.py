@@ -90,7 +90,7 @@ def auc(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     return _auc(y, p)
 
 
-def _auc(labels: Array, probabilities: Array) -> float:
+def _auc(labels: npt.NDArray[np.int8], probabilities: Array) -> float:
     from sklearn.metrics import roc_auc_score  # Slow to import, which a job's start need not wait for.
 
     return float(roc_auc_score(labels, probabilities))
