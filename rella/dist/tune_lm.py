@@ -204,12 +204,14 @@ class _Run:
             self.progress.report_at(self.number, now.rows, note)
 
     def _validation(self, pad: int) -> Validation:
+        from rella.lm.passes import TokenBudget
         from rella.lm.reading import Reader
         from rella.lm.validation import Validation
 
         e = self.task.experiment
         pair = Reader(self.tokenizer, self.model, e.prompt, self.task.wording).answers().pair
-        return Validation(self.material.valid, self.material.valid_label, pair, pad, e.score.batch_tokens)
+        budget = TokenBudget(e.score.batch_tokens, "validation", "--score.batch-tokens", self.progress.say)
+        return Validation(self.material.valid, self.material.valid_label, pair, pad, budget)
 
     def _write(self, tuned: Any, result: TuneResult, seconds: float) -> None:  # noqa: ANN401
         """Write the best step's adapter as a plain PEFT folder, and what was measured beside it."""

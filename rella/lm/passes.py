@@ -10,9 +10,10 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,7 @@ def run_passes(
     budget: TokenBudget,
     on_done: Callable[[int], None] | None = None,
     bucketing: bool = True,
+    without_gradients: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
 ) -> npt.NDArray[np.float32]:
     """Return `forward`'s values for every row, in the order of the rows: (rows, D) float32; (0, 0) of no rows.
 
@@ -102,21 +104,27 @@ def run_passes(
         budget: halves where the device's memory runs out; what failed is done again in smaller passes.
         on_done: called with the number of rows of each pass once their values are there.
         bucketing: passes of similar length, the longest first; else the rows as they come.
+        without_gradients: `torch.no_grad` for a model that is being trained.
 
     Raises:
         InputError: a single row does not fit into the device's memory.
     """
     lengths = [len(r) for r in rows]
+
+    def attempt(batch: list[int]) -> torch.Tensor | None:
+        with without_gradients():
+            return _attempt(forward, [rows[i] for i in batch], device, pad)
+
     todo = deque(plan(lengths, budget.on(device), bucketing))
     asked: deque[_Asked] = deque()
     out: npt.NDArray[np.float32] | None = None
     while todo or asked:
         if todo and len(asked) < _AHEAD:
             batch = todo.popleft()
-            values = _attempt(forward, [rows[i] for i in batch], device, pad)
+            values = attempt(batch)
             if values is None and len(batch) == 1:
                 # What lay scattered in the allocator's cache is free now.
-                values = _attempt(forward, [rows[i] for i in batch], device, pad)
+                values = attempt(batch)
             if values is None:
                 _give_way(batch, lengths, budget)
                 rest = list(chain(batch, *todo))
@@ -169,8 +177,7 @@ def _attempt(
 ) -> torch.Tensor | None:
     """Return the pass's values, or None where memory ran out."""
     try:
-        with torch.inference_mode():
-            return forward(*pad_right(rows, pad, device)).float()
+        return forward(*pad_right(rows, pad, device)).float()
     except torch.OutOfMemoryError:
         # Nothing is done in here: the error holds the frames that hold the failed pass's tensors.
         pass
