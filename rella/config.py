@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rella.baselines import TEXT_BASELINES, BaselineConfig, TextBaselineConfig
-from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR, Auto, Precision
+from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR, Auto, Precision, Quantize
 from rella.stages import changes as _in
 
 if TYPE_CHECKING:
@@ -231,6 +231,9 @@ class Experiment:
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))
     """Arithmetic of the frozen base: float16 on V100s, bfloat16 on newer cards, float32 on CPUs."""
+    quantize: Quantize = field(default="none", metadata=_in(EMBED, REIT, SCORE))
+    """Weights of the frozen base's layers: as `precision` says (`none`), or through bitsandbytes as `int8` (LLM.int8)
+    or 4 bits (`nf4`), for cards that do not hold it otherwise; LoRA stays in `precision`. Not for ZeRO-3."""
     k: int = field(default=30, metadata=_in(REIT, BASELINE, MLM, TEXTCTR))
     """K: behaviours in a prompt."""
     shots: int | Literal["all"] = field(default=8192, metadata=_in(REIT, BASELINE, MLM, TEXTCTR))

@@ -137,8 +137,8 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     """Return the experiment with every `auto` that enters a key replaced by its value.
 
     Raises:
-        InputError: pca_dim above the model's hidden size; prompt.max_tokens above its context; K below 1 or above what
-            is retrieved; `lora_targets: auto` for an architecture that is not known.
+        InputError: quantised weights with ZeRO-3; pca_dim above the model's hidden size; prompt.max_tokens above its
+            context; K below 1 or above what is retrieved; `lora_targets: auto` for an architecture that is not known.
     """
     e = experiment
     scored_k = e.k if e.score.k == "auto" else e.score.k
@@ -154,6 +154,11 @@ def resolve_auto(experiment: Experiment, model: ModelIdentity) -> Experiment:
     dim = min(MAX_AUTO_PCA, model.hidden_size) if e.pca_dim == "auto" else e.pca_dim
     if dim != "none" and not 0 < dim <= model.hidden_size:
         raise InputError(f"pca_dim {dim}: {model.name} has hidden size {model.hidden_size}")
+    if e.quantize != "none" and e.tune.zero_stage == 3 and e.adapter == "auto":
+        raise InputError(
+            f"quantize {e.quantize}: bitsandbytes' weights cannot be sharded by ZeRO-3: take --tune.zero-stage 2, or "
+            "--quantize none, which ZeRO-3 shards in 16 bits"
+        )
     targets = e.tune.lora_targets
     if targets == "auto":
         targets = lora_targets_for(model.model_type)
@@ -214,6 +219,8 @@ def _config(stage: str, experiment: Experiment) -> dict[str, Json]:
         idle.add("data.shuffle_seed")
     if stage == EMBED and not experiment.embed.wrapped:
         idle.add("prompt.wrapper")
+    if experiment.quantize == "none":
+        idle.add("quantize")
     return {n: v for n, v, stages in leaves(experiment) if stage in stages and n not in idle}
 
 

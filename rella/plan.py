@@ -6,15 +6,16 @@ hand. The activations of LoRA tuning are those that `rella.lm.lean` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from rella.hardware import GIB, Card
 from rella.shapes import Shape
+from rella.stages import Quantize
 
 Lengths = npt.NDArray[np.int64]
 
@@ -23,6 +24,8 @@ CONTEXT_GIB = 0.9
 """A CUDA context with the kernels of torch, cuBLAS and NCCL."""
 SLACK = 0.05
 """Of what is allocated beside the base's weights: fragments, and buffers of the libraries."""
+QUANTIZED = {"int8": 1.0, "nf4": 0.516}
+"""Bytes of a quantised weight: 8 bits, or 4 with the scales of blocks of 64, which are quantised too."""
 LIVE_PARAMETERS = 10**9
 """Weights that ZeRO-3 keeps gathered at a time, at most: DeepSpeed's default."""
 SHARE_OF_PUBLISHED = {"embed": 0.54, "reit": 0.46, "score": 0.55}
@@ -63,6 +66,7 @@ class Setting:
     answer: int = 2
     """Trained tokens of a row."""
     gpu: bool = True
+    quantize: Quantize = "none"
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ def total(terms: Sequence[Term]) -> int:
 
 def forward_memory(shape: Shape, setting: Setting, head: bool) -> list[Term]:
     """Return a worker's memory while it embeds (without LM head) or scores (with it)."""
-    weights = shape.parameters(head)
-    return _with_overheads([_weights(weights, setting.width), _passing(shape, setting)], setting)
+    return _with_overheads([*_weights(shape, setting, head), _passing(shape, setting)], setting)
 
 
 def tuning_memory(shape: Shape, setting: Setting) -> list[Term]:
@@ -104,8 +107,17 @@ def tuning_memory(shape: Shape, setting: Setting) -> list[Term]:
     )
 
 
-def _weights(count: int, width: int) -> Term:
-    return Term("weights of the base", count * width, f"{count:,} × {width} bytes")
+def _weights(shape: Shape, setting: Setting, head: bool) -> list[Term]:
+    count, width = shape.parameters(head), setting.width
+    if setting.quantize == "none":
+        return [Term("weights of the base", count * width, f"{count:,} × {width} bytes")]
+    each, matrices = QUANTIZED[setting.quantize], shape.matmul_parameters
+    largest = shape.hidden * max(shape.intermediate, shape.attention)
+    how = f"{matrices:,} × {each:g} + {count - matrices:,} × {width} bytes"
+    return [
+        Term(f"weights of the base in {setting.quantize}", int(matrices * each) + (count - matrices) * width, how),
+        Term("a matrix in full", largest * width, f"{largest:,} × {width} bytes"),
+    ]
 
 
 def _passing(shape: Shape, setting: Setting) -> Term:
@@ -121,7 +133,7 @@ def _passing(shape: Shape, setting: Setting) -> Term:
 def _base(shape: Shape, setting: Setting) -> list[Term]:
     count, width = shape.parameters(True), setting.width
     if setting.zero_stage < 3 or setting.workers == 1:
-        return [_weights(count, width)]
+        return _weights(shape, setting, True)
     live = min(LIVE_PARAMETERS, count)
     return [
         Term(
@@ -281,27 +293,57 @@ def _sized(setting: Setting, tokens: int) -> Setting:
 def forward_changes(
     memory: Callable[[Setting], list[Term]], setting: Setting, room: int, longest: int, flag: str
 ) -> list[Change]:
-    """Return what would make an embedding or scoring worker fit."""
-    tokens = most_tokens(memory, setting, room, longest)
-    return [Change(f"{flag} {tokens}", total(memory(_sized(setting, tokens))))] if tokens else []
+    """Return what would make an embedding or scoring worker fit; a quantised base where smaller passes do not help."""
+    found = []
+    for kind in _kinds(setting):
+        tried = replace(setting, quantize=kind)
+        tokens = most_tokens(memory, tried, room, longest)
+        if tokens:
+            flags = _flags({"--quantize": (kind, setting.quantize), flag: (tokens, setting.tokens)})
+            found.append(Change(flags, total(memory(_sized(tried, tokens)))))
+            if kind == setting.quantize:
+                break
+    return found
 
 
 def tuning_changes(shape: Shape, setting: Setting, room: int, longest: int) -> list[Change]:
-    """Return what would make a tuning worker fit, what costs least first."""
-    memory = lambda s: tuning_memory(shape, s)  # noqa: E731
-    found = []
-    for stage in (setting.zero_stage,) if setting.zero_stage == 3 or setting.workers == 1 else (setting.zero_stage, 3):
-        for recomputed in ("none", "full") if setting.recomputed == "none" else (setting.recomputed,):
-            tried = replace(setting, zero_stage=stage, recomputed=recomputed)
-            tokens = most_tokens(memory, tried, room, longest)
-            if not tokens:
-                continue
-            flags = [f"--tune.micro-batch-tokens {tokens}"] if tokens < setting.tokens else []
-            flags += [f"--tune.gradient-checkpointing {recomputed}"] if recomputed != setting.recomputed else []
-            flags += [f"--tune.zero-stage {stage}"] if stage != setting.zero_stage else []
-            costs = "a third more time" if recomputed == "full" != setting.recomputed else ""
-            costs += (", weights gathered layer by layer" if costs else "weights gathered layer by layer") * (
-                stage != setting.zero_stage
-            )
-            found.append(Change(" ".join(flags), total(memory(_sized(tried, tokens))), costs))
+    """Return what would make a tuning worker fit, what costs least first; a quantised base where nothing else does."""
+    found: list[Change] = []
+    for kind in _kinds(setting):
+        stages = {setting.zero_stage, 3} if setting.workers > 1 else {setting.zero_stage}
+        # bitsandbytes' weights cannot be sharded.
+        stages = stages if kind == "none" else {min(setting.zero_stage, 2)}
+        tried = [replace(setting, quantize=kind, zero_stage=s) for s in sorted(stages)]
+        found += [change for t in tried for change in _tuning_changes(shape, setting, t, room, longest)]
+        if found and kind == setting.quantize:
+            break
     return found
+
+
+def _tuning_changes(shape: Shape, setting: Setting, tried: Setting, room: int, longest: int) -> list[Change]:
+    """Return what fits of `tried`, with all kept and with all computed again; flags are those that `setting` lacks."""
+    found = []
+    for recomputed in dict.fromkeys((setting.recomputed, "full")):
+        mine = replace(tried, recomputed=recomputed)
+        tokens = most_tokens(lambda s: tuning_memory(shape, s), mine, room, longest)
+        if not tokens:
+            continue
+        flags = {
+            "--quantize": (mine.quantize, setting.quantize),
+            "--tune.micro-batch-tokens": (tokens, setting.tokens),
+            "--tune.gradient-checkpointing": (recomputed, setting.recomputed),
+            "--tune.zero-stage": (mine.zero_stage, setting.zero_stage),
+        }
+        costs = ["a third more time"] * (recomputed != setting.recomputed)
+        costs += ["weights gathered layer by layer"] * (mine.zero_stage == 3 != setting.zero_stage)
+        found.append(Change(_flags(flags), total(tuning_memory(shape, _sized(mine, tokens))), ", ".join(costs)))
+    return found
+
+
+def _kinds(setting: Setting) -> tuple[Quantize, ...]:
+    return get_args(Quantize) if setting.quantize == "none" else (setting.quantize,)
+
+
+def _flags(values: Mapping[str, tuple[object, object]]) -> str:
+    """Return the flags whose value is not what it was."""
+    return " ".join(f"{flag} {value}" for flag, (value, before) in values.items() if value != before)

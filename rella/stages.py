@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Precision = Literal["float32", "float16", "bfloat16"]
+Quantize = Literal["none", "int8", "nf4"]
 Auto = Literal["auto"]
 
 STAGES = ("prepare", "embed", "pca", "retrieve", "reit", "baseline", "mlm", "textctr", "score")

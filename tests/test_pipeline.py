@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "model": ("vicuna-7b", NEITHER),
     "revision": ("main", NEITHER),
     "precision": ("bfloat16", LM),
+    "quantize": ("int8", LM),
     "k": (20, ("reit", "baseline", *TEXT)),
     "shots": (512, ("reit", "baseline", *TEXT)),
     "mix": ("retrieved", ("reit",)),

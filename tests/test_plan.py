@@ -163,8 +163,30 @@ def test_changes_fit_and_nothing_larger_does() -> None:
     small = plan.tuning_changes(VICUNA, setting, int(15.8 * GIB), longest=800)
     assert small
     assert all("--tune.zero-stage 3" in c.flags for c in small)
+    # One worker has nobody to share with: fewer bits are left, and in the smallest card nothing.
     alone = replace(setting, workers=1)
-    assert plan.tuning_changes(VICUNA, alone, int(15.8 * GIB), longest=800) == []
+    few = plan.tuning_changes(VICUNA, alone, int(15.8 * GIB), longest=800)
+    assert few
+    assert all(c.flags.startswith("--quantize ") for c in few)
+    assert plan.tuning_changes(VICUNA, alone, int(6 * GIB), longest=800) == []
+
+
+def test_fewer_bits_where_smaller_passes_do_not_help() -> None:
+    setting = plan.Setting(2, 16_384)
+    memory = lambda s: plan.forward_memory(VICUNA, s, True)  # noqa: E731
+    changes = plan.forward_changes(memory, setting, int(15.0 * GIB), 800, "--score.batch-tokens")
+    assert [c.flags.split()[:2] for c in changes] == [["--quantize", "int8"], ["--quantize", "nf4"]]
+    assert changes[1].flags == "--quantize nf4", "with 4 bits the pass stays as it is"
+    large = plan.forward_changes(memory, setting, int(26.5 * GIB), 800, "--score.batch-tokens")
+    assert len(large) == 1
+    assert large[0].flags.startswith("--score.batch-tokens ")
+
+
+def test_quantised_weights_by_hand() -> None:
+    found = {t.name: t.bytes for t in plan.forward_memory(VICUNA, plan.Setting(2, 100, quantize="nf4"), True)}
+    rest = 13_015_864_320 - VICUNA.matmul_parameters
+    assert found["weights of the base in nf4"] == int(VICUNA.matmul_parameters * 0.516) + 2 * rest
+    assert found["a matrix in full"] == 2 * 5120 * 13824
 
 
 def test_time_is_arithmetic_over_the_card_s_rate() -> None:

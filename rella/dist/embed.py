@@ -55,7 +55,7 @@ class EmbedWorker:
         if experiment.embed.wrapped:
             self.texts = [reader.wrapper.wrap(text) for text in self.texts]
         self.generated = experiment.embed.pooling == "generated"
-        self.base = load_base(model, experiment.precision, best_device(), head=self.generated)
+        self.base = load_base(model, experiment.precision, best_device(), self.generated, experiment.quantize)
 
     def run(self, shard: Shard) -> Part:
         """Embed the items of a shard and write their part, the latter while another thread embeds the next."""

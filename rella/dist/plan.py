@@ -110,6 +110,7 @@ class Planner:
             rank=e.tune.lora_rank,
             targets=self.shape.targets(e.tune.lora_targets),
             gpu=self.cluster.each.gpu,
+            quantize=e.quantize,
         )
 
     def prompts(self, e: Experiment, split: Purpose, n: int, k: int) -> plan.Work:
@@ -216,13 +217,13 @@ class Planner:
         notes = []
         if e.precision == "bfloat16" and not card.bf16:
             notes.append(f"{card.name} has no bfloat16: take --precision float16")
-        if plan.total(terms) > self.room and not changes:
+        if plan.total(terms) > self.room and not any("--quantize" not in c.flags for c in changes):
             notes.append(self._too_small(terms, e))
         title = stage.name if stage.name == EMBED else f"{stage.name} {stage.slug}"
         return StagePlan(title, what, took, how, terms, changes, notes)
 
     def _too_small(self, terms: Sequence[plan.Term], e: Experiment) -> str:
-        least = plan.total([t for t in terms if t.name.startswith("weights")])
+        least = plan.total([t for t in terms if t.name.startswith("weights of the base")])
         smaller = [
             f"--model {name} ({shape.parameters(True) * plan.BYTES[e.precision] / GIB:.1f} GiB of weights)"
             for name, shape in ((b.name, shape_of(b.architecture, b.model_type)) for b in BACKBONES.values())

@@ -91,7 +91,8 @@ class ScoreWorker:
         self.budgets: dict[int, TokenBudget] = {}
         self.device = threading.Lock()
         self.tokenizer = load_tokenizer(model)
-        self.model = load_base(model, tasks[0].experiment.precision, best_device())
+        first = tasks[0].experiment
+        self.model = load_base(model, first.precision, best_device(), quantize=first.quantize)
         self.attached: int | None = None
         self.tables: dict[int, tuple[Catalogue, Chosen, Neighbours | None]] = {}
 

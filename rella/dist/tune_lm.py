@@ -178,7 +178,8 @@ class _Run:
         e, sharded, started = self.task.experiment, self.task.experiment.tune.zero_stage == 3, time.monotonic()
         if base is None:
             # Stage 3 shards the base from the host's memory, since no single card may hold it.
-            base = load_base(self.model, e.precision, torch.device("cpu") if sharded else best_device())
+            device = torch.device("cpu") if sharded else best_device()
+            base = load_base(self.model, e.precision, device, quantize=e.quantize)
         tuned = add_lora(base, e.tune, e.seed)
         states, pad = Checkpoints(self.task.artifact), self.tokenizer.pad_token_id
         if dist.get_rank() == 0:

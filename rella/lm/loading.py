@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +14,10 @@ from typing import Any
 import torch
 
 from rella.backbones import backbone_of
-from rella.errors import InputError
+from rella.errors import InputError, MissingError
 from rella.models import ModelIdentity, check_adapter
 from rella.prompts import ChatWrapper, answer_text
-from rella.stages import Precision
+from rella.stages import Precision, Quantize
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -55,25 +57,73 @@ def load_tokenizer(model: ModelIdentity) -> Any:  # noqa: ANN401 - transformers 
     return tokenizer
 
 
-def load_base(model: ModelIdentity, precision: Precision, device: torch.device, head: bool = True) -> Any:  # noqa: ANN401
+def load_base(
+    model: ModelIdentity, precision: Precision, device: torch.device, head: bool = True, quantize: Quantize = "none"
+) -> Any:  # noqa: ANN401
     """Return the frozen base model in evaluation mode on `device`.
 
     Args:
         model: which one.
-        precision: dtype of its weights.
+        precision: dtype of its weights; of quantised ones that of the arithmetic.
         device: a CPU or one GPU.
         head: with the LM head (tuning, scoring) or without (embedding).
+        quantize: what bitsandbytes makes of the layers' weights; embeddings, norms and the LM head stay as they are.
+
+    Raises:
+        InputError: bfloat16 on a card that has none.
+        MissingError: quantised weights without bitsandbytes.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
+    check_precision(precision, device)
     kind = AutoModelForCausalLM if head else AutoModel
+    own: dict[str, Any] = {}
+    if quantize != "none":
+        own = {"quantization_config": _quantized(quantize, precision), "device_map": {"": device}}
     with quiet_libraries():
         loaded = kind.from_pretrained(
-            model.source, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False
+            model.source, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False, **own
         )
+    for module in loaded.modules() if own else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Some CPUs would repack 4-bit weights in the first validation, and a backward pass cannot read them then.
+            module.support_avx512bf16_for_cpu = False
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
-    return loaded.to(device).eval()
+    return (loaded if own else loaded.to(device)).eval()
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Verify that a card computes in a precision; what it emulates is slower than float32.
+
+    Raises:
+        InputError: bfloat16 before compute capability 8.0 (V100, T4).
+    """
+    if precision != "bfloat16" or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise InputError(
+            f"precision bfloat16: {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has none: "
+            "take --precision float16"
+        )
+
+
+def _quantized(quantize: Quantize, precision: Precision) -> Any:  # noqa: ANN401
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingError(f"quantize {quantize}: bitsandbytes is not installed here: pip install bitsandbytes")
+    # It warns in every process that inputs of other types are cast.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[precision],
+    )
 
 
 @dataclass(frozen=True)
