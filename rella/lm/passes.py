@@ -50,6 +50,9 @@ class TokenBudget:
     flag: str = "batch_tokens"
     """The option that sets it."""
     say: Callable[[str], None] = _to_stderr
+    matched: Callable[[int], int] | None = None
+    """Of processes that share a base's weights (`rella.lm.split`): how many passes all of them make, given one's own.
+    Memory that runs out then ends the work, as the others would wait for a pass that starts again."""
 
     def on(self, device: torch.device) -> int:
         """Return the tokens of a pass on this device."""
@@ -110,19 +113,24 @@ def run_passes(
         InputError: a single row does not fit into the device's memory.
     """
     lengths = [len(r) for r in rows]
+    # Weights that are gathered for a layer must not become inference tensors.
+    free = without_gradients if budget.matched is None else torch.no_grad
 
     def attempt(batch: list[int]) -> torch.Tensor | None:
-        with without_gradients():
+        with free():
             return _attempt(forward, [rows[i] for i in batch], device, pad)
 
     todo = deque(plan(lengths, budget.on(device), bucketing))
+    own = len(todo)
+    if budget.matched is not None and own:
+        todo.extend([todo[-1]] * (budget.matched(own) - own))
     asked: deque[_Asked] = deque()
     out: npt.NDArray[np.float32] | None = None
     while todo or asked:
         if todo and len(asked) < _AHEAD:
             batch = todo.popleft()
             values = attempt(batch)
-            if values is None and len(batch) == 1:
+            if values is None and len(batch) == 1 and budget.matched is None:
                 # What lay scattered in the allocator's cache is free now.
                 values = attempt(batch)
             if values is None:
@@ -138,7 +146,9 @@ def run_passes(
         if out is None:
             out = np.empty((len(rows), found.shape[1]), dtype=np.float32)
         out[done.rows] = found
-        if on_done is not None:
+        own -= 1
+        # Behind its own passes a process repeats the last one for the others' sake.
+        if on_done is not None and (budget.matched is None or own >= 0):
             on_done(len(done.rows))
     return np.empty((0, 0), dtype=np.float32) if out is None else out
 
@@ -188,6 +198,11 @@ def _attempt(
 
 def _give_way(batch: Sequence[int], lengths: Sequence[int], budget: TokenBudget) -> None:
     longest = max(lengths[i] for i in batch)
+    if budget.matched is not None:
+        raise InputError(
+            f"{budget.title}: out of memory in a pass of {longest * len(batch):,} tokens beside this worker's part of "
+            f"the base: lower {budget.flag} (now {budget.tokens:,}), or raise --cluster.base-workers"
+        )
     if len(batch) == 1:
         raise InputError(
             f"{budget.title}: one row of {longest:,} tokens does not fit into the memory beside the model: shorten it "

@@ -13,6 +13,7 @@ from rella.data.questions import Question
 from rella.lm.encoding import Ids, PromptEncoder
 from rella.lm.norms import fused_norms
 from rella.lm.passes import TokenBudget, ahead, budget_of, run_passes, windows
+from rella.lm.sharing import whole
 
 WINDOW = 512
 """Questions that are worded and tokenised at a time."""
@@ -88,8 +89,9 @@ def question_logits(
 def _answers(lm: Any, pair: tuple[int, int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # noqa: ANN401
     """Return a function of (B, L) ids and (B,) lengths: (B, 2) float32 logits at the last tokens."""
     head = lm.get_output_embeddings()
-    weight = head.weight.detach()[list(pair)].float()
-    bias = None if getattr(head, "bias", None) is None else head.bias.detach()[list(pair)].float()
+    with whole(head.parameters()):
+        weight = head.weight.detach()[list(pair)].float()
+        bias = None if getattr(head, "bias", None) is None else head.bias.detach()[list(pair)].float()
 
     def forward(ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -6,8 +6,7 @@ it is gathered here: float32 weights, Adam's moments and step, and the loss scal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from rella.config import TuneConfig
+from rella.lm.sharing import whole
 from rella.stages import Precision
 
 Tensors = dict[str, torch.Tensor]
@@ -136,7 +136,7 @@ class Engine:
 
     def weights(self) -> Tensors:
         """Return the trained parameters as the model computes with them, whole, on the CPU."""
-        with self._gathered(self.trained.values()):
+        with whole(self.trained.values()):
             return {n: p.detach().to("cpu", copy=True) for n, p in self.trained.items()}
 
     def state(self) -> OptimiserState:
@@ -190,9 +190,3 @@ class Engine:
         """The flat float32 tensors whose state the inner optimiser holds."""
         stage_3: list[torch.Tensor] | None = getattr(self.optimiser, "fp32_partitioned_groups_flat", None)
         return stage_3 or [p for group in self._inner().param_groups for p in group["params"]]
-
-    def _gathered(self, parameters: Iterable[nn.Parameter]) -> Any:  # noqa: ANN401 - deepspeed is untyped here
-        from deepspeed.runtime.zero import GatheredParameters
-
-        sharded = [p for p in parameters if hasattr(p, "ds_id")]
-        return GatheredParameters(sharded) if sharded else nullcontext()
