@@ -205,6 +205,9 @@ class ClusterConfig:
     """Whether workers ask for a GPU; `auto` where the cluster has any."""
     cpus_per_worker: int = 1
     """CPUs (and threads) of one worker."""
+    base_workers: int = 1
+    """Workers that share one base in embedding and scoring, each with a part of its weights, for a base that no single
+    card holds. Then they are all the workers there are: take a node's cards."""
     max_failures: int = 3
     """How often tuning starts again from its last checkpoint when a worker dies, before the job gives up."""
     on_busy: OnBusy = "wait"

@@ -179,6 +179,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cluster.workers": (4, NEITHER),
     "cluster.gpu": (False, NEITHER),
     "cluster.cpus_per_worker": (2, NEITHER),
+    "cluster.base_workers": (2, ()),
     "cluster.max_failures": (0, NEITHER),
     "cluster.on_busy": ("leave", NEITHER),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from rella.artifacts import Artifact, Layout, Part
 from rella.config import Experiment
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
+from rella.dist.split import how_to_load, run_split
 from rella.models import ModelIdentity
 from rella.prompts import item_text, shown_fields
 from rella.schemas import POOLED, check
@@ -37,16 +39,19 @@ class EmbedWorker:
         wording: Wording,
         cpus: int,
         progress: ProgressHandle,
+        split: bool = False,
     ) -> None:
         import torch
 
-        from rella.lm.loading import best_device, load_base, load_tokenizer
+        from rella.lm.loading import best_device, load_tokenizer
         from rella.lm.passes import TokenBudget
         from rella.lm.reading import Reader
 
         torch.set_num_threads(cpus)
+        load, matched = how_to_load(split)
         self.artifact, self.experiment, self.progress = artifact, experiment, progress
-        self.budget = TokenBudget(experiment.embed.batch_tokens, "embed", "--embed.batch-tokens", progress.say)
+        tokens = experiment.embed.batch_tokens
+        self.budget = TokenBudget(tokens, "embed", "--embed.batch-tokens", progress.say, matched)
         self.device = threading.Lock()
         self.tokenizer = load_tokenizer(model)
         reader = Reader(self.tokenizer, model, experiment.prompt, wording)
@@ -55,20 +60,29 @@ class EmbedWorker:
         if experiment.embed.wrapped:
             self.texts = [reader.wrapper.wrap(text) for text in self.texts]
         self.generated = experiment.embed.pooling == "generated"
-        self.base = load_base(model, experiment.precision, best_device(), self.generated, experiment.quantize)
+        self.base = load(model, experiment.precision, best_device(), self.generated, experiment.quantize)
 
     def run(self, shard: Shard) -> Part:
         """Embed the items of a shard and write their part, the latter while another thread embeds the next."""
+        with self.device:
+            vectors = self.compute(shard)
+        return self.write(shard, [(shard, vectors)])
+
+    def compute(self, shard: Shard, repeated: int = 0) -> npt.NDArray[np.float32]:
+        """Return the vectors of a shard's items, whoever else computes the first `repeated`."""
         from rella.lm.embedding import embed_texts
         from rella.lm.generated import embed_generated
 
         texts, report = self.texts[shard.start : shard.stop], self.progress.report
-        with self.device:
-            if self.generated:
-                vectors = embed_generated(self.base, self.tokenizer, texts, self.budget, report)
-            else:
-                pool_bos = self.experiment.embed.pool_bos
-                vectors = embed_texts(self.base, self.tokenizer, texts, pool_bos, self.budget, report)
+        if self.generated:
+            return embed_generated(self.base, self.tokenizer, texts, self.budget, report)
+        return embed_texts(self.base, self.tokenizer, texts, self.experiment.embed.pool_bos, self.budget, report)
+
+    def write(self, shard: Shard, found: Sequence[tuple[Shard, npt.NDArray[np.float32]]]) -> Part:
+        """Write the part of a shard from its pieces."""
+        vectors = np.empty((shard.stop - shard.start, found[0][1].shape[1]), np.float32)
+        for piece, values in found:
+            vectors[piece.start - shard.start : piece.stop - shard.start] = values
         table = vector_table(np.arange(shard.start, shard.stop, dtype=np.int32), vectors)
         return self.artifact.write_part(table, shard.shard, shard.shards, layout=VECTORS)
 
@@ -111,6 +125,8 @@ def embed(
             "progress": progress.handle,
         }
         kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
+        if experiment.cluster.base_workers > 1:
+            return run_split(EmbedWorker, setup, [artifact], shards, experiment, resources, kept)[0]
         return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept, threads=2)[0]
 
 

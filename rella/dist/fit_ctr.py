@@ -20,10 +20,11 @@ from rella.config import Experiment
 from rella.data.selection import Chosen, SubsetRule, choose, split_ids, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared
+from rella.dist.group import guarded, launch
 from rella.dist.score import score_table, scored_samples
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
-from rella.dist.tune_lm import finished_run, guarded, launch, outcomes, write_result
+from rella.dist.tune_lm import finished_run, outcomes, write_result
 from rella.errors import InputError
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
 from rella.dist.session import ProgressHandle, RemoteProgress, Resources
 from rella.dist.shards import Shard, cut, run_shards
+from rella.dist.split import how_to_load, run_split
 from rella.models import ModelIdentity
 from rella.schemas import SCORES, check
 from rella.storage import Storage
@@ -81,29 +82,41 @@ class ScoreWorker:
         model: ModelIdentity,
         cpus: int,
         progress: ProgressHandle,
+        split: bool = False,
     ) -> None:
         import torch
 
-        from rella.lm.loading import best_device, load_base, load_tokenizer
+        from rella.lm.loading import best_device, load_tokenizer
 
+        load, self.matched = how_to_load(split)
         torch.set_num_threads(cpus)
         self.tasks, self.identity, self.progress = tasks, model, progress
         self.budgets: dict[int, TokenBudget] = {}
         self.device = threading.Lock()
         self.tokenizer = load_tokenizer(model)
         first = tasks[0].experiment
-        self.model = load_base(model, first.precision, best_device(), quantize=first.quantize)
+        self.model = load(model, first.precision, best_device(), quantize=first.quantize)
         self.attached: int | None = None
         self.tables: dict[int, tuple[Catalogue, Chosen, Neighbours | None]] = {}
 
     def run(self, shard: Shard) -> Part:
         """Score the samples of a shard and write their part, the latter while another thread scores the next."""
         with self.device:
-            samples, logits, facts = self._score(shard)
+            found = self.compute(shard)
+        return self.write(shard, [(shard, found)])
+
+    def write(self, shard: Shard, found: Sequence[tuple[Shard, tuple[np.ndarray, dict[str, int]]]]) -> Part:
+        """Write the part of a shard from its pieces."""
+        samples = self._data(shard.task)[1].rows(shard.start, shard.stop)
+        logits, facts = np.empty((len(samples), 2), np.float32), dict[str, int]()
+        for piece, (values, counted) in found:
+            logits[piece.start - shard.start : piece.stop - shard.start] = values
+            facts = {name: facts.get(name, 0) + n for name, n in counted.items()}
         table = score_table(samples, logits)
         return self.tasks[shard.task].artifact.write_part(table, shard.shard, shard.shards, facts=facts)
 
-    def _score(self, shard: Shard) -> tuple[Chosen, np.ndarray, dict[str, int]]:
+    def compute(self, shard: Shard, repeated: int = 0) -> tuple[np.ndarray, dict[str, int]]:
+        """Return the (n, 2) logits of a shard's samples and what was counted in all but the first `repeated`."""
         from rella.lm.scoring import question_logits
 
         task = self.tasks[shard.task]
@@ -111,25 +124,30 @@ class ScoreWorker:
         catalogue, samples, neighbours = self._data(shard.task)
         mine = samples.rows(shard.start, shard.stop)
         reader = self._reader(task)
-        encoder = reader.encoder()
+        encoder, again = reader.encoder(), reader.encoder()
+        asked = questions(catalogue, mine, e.history, neighbours, int(e.score.k))
         logits, tokens = question_logits(
             self._with_adapter(shard.task),
             encoder,
-            questions(catalogue, mine, e.history, neighbours, int(e.score.k)),
+            asked,
             reader.answers().pair,
             self._budget(e.score.batch_tokens),
             self.progress.report,
             e.score.bucketing,
         )
-        facts = {"tokens": tokens, "truncated_prompts": encoder.truncated, "dropped_behaviours": encoder.dropped}
-        return mine, logits, facts
+        facts = {
+            "tokens": tokens - sum(map(len, again.encode(asked[:repeated]))),
+            "truncated_prompts": encoder.truncated - again.truncated,
+            "dropped_behaviours": encoder.dropped - again.dropped,
+        }
+        return logits, facts
 
     def _budget(self, tokens: int) -> TokenBudget:
         """The budget of all tasks that ask for this one: what the first learns of the memory, the others need not."""
         from rella.lm.passes import TokenBudget
 
         if tokens not in self.budgets:
-            self.budgets[tokens] = TokenBudget(tokens, "score", "--score.batch-tokens", self.progress.say)
+            self.budgets[tokens] = TokenBudget(tokens, "score", "--score.batch-tokens", self.progress.say, self.matched)
         return self.budgets[tokens]
 
     def _reader(self, task: ScoreTask) -> Reader:
@@ -178,4 +196,7 @@ def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources
     with RemoteProgress("score", sum(counts), "prompts") as progress:
         setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
         kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
-        return run_shards(ScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept, threads=2)
+        e, artifacts = tasks[0].experiment, [t.artifact for t in tasks]
+        if e.cluster.base_workers > 1:
+            return run_split(ScoreWorker, setup, artifacts, shards, e, resources, kept)
+        return run_shards(ScoreWorker, setup, artifacts, shards, resources, kept, threads=2)

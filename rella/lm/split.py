@@ -98,12 +98,16 @@ def most_passes(passes: int) -> int:
     return int(count)
 
 
-def own_rows(start: int, stop: int) -> tuple[int, int]:
-    """Return this process's rows of [start, stop): as many as every other's, so the last ones may overlap."""
+def own_rows(start: int, stop: int) -> tuple[int, int, int]:
+    """Return this process's rows [first, last) of [start, stop), and how many of them others have before it.
+
+    All processes have equally many, which makes them call `forward` together, so the last ones' may overlap.
+    """
     world = dist.get_world_size()
     each = -(-(stop - start) // world)
-    first = min(start + dist.get_rank() * each, stop - each)
-    return first, first + each
+    wanted = start + dist.get_rank() * each
+    first = min(wanted, stop - each)
+    return first, first + each, min(wanted - first, each)
 
 
 def collected(found: Any) -> Sequence[Any]:  # noqa: ANN401

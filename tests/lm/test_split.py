@@ -21,7 +21,7 @@ from rella.lm.loading import attach_adapter, load_base, load_tokenizer
 from rella.lm.lora import add_lora
 from rella.lm.passes import TokenBudget, run_passes
 from rella.lm.scoring import answer_logits, probabilities
-from rella.lm.split import load_split_base
+from rella.lm.split import load_split_base, own_rows
 from rella.models import identify
 
 CPU = torch.device("cpu")
@@ -72,12 +72,12 @@ def together(name, values, a):
 texts, prompts = asked["texts"], [np.array(p, np.int32) for p in asked["prompts"]]
 base = load_split_base(identity, "float32", cpu, head=False)
 held = held_weights(base)
-a, b = own_rows(0, len(texts))
+a, b, _ = own_rows(0, len(texts))
 counted = []
 together("texts", embed_texts(base, load_tokenizer(identity), texts[a:b], True, budget, counted.append), a)
 assert sum(counted) == b - a, "repeated passes are not reported"
 lm = load_split_base(identity, "float32", cpu)
-a, b = own_rows(0, len(prompts))
+a, b, _ = own_rows(0, len(prompts))
 together("prompts", answer_logits(lm, prompts[a:b], asked["pair"], 0, budget), a)
 plain = told.pop("prompts", None)
 lm = attach_adapter(lm, Path("adapter"), identity)
@@ -181,3 +181,18 @@ def test_passes_are_as_many_as_the_others_make() -> None:
 def test_quantised_weights_are_refused_with_the_alternative() -> None:
     with pytest.raises(InputError, match=r"cannot be split over workers: take --quantize none, or --cluster"):
         load_split_base(identify("tiny"), "float32", CPU, quantize="int8")
+
+
+@pytest.mark.parametrize(("rows", "world"), [(9, 8), (10, 2), (11, 2), (1, 4), (100, 7)])
+def test_every_row_is_counted_once(rows: int, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: world)
+    counted: list[int] = []
+    sizes = set()
+    for rank in range(world):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        first, last, repeated = own_rows(5, 5 + rows)
+        assert 5 <= first < last <= 5 + rows
+        sizes.add(last - first)
+        counted += range(first + repeated, last)
+    assert counted == list(range(5, 5 + rows))
+    assert len(sizes) == 1
