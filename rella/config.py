@@ -205,6 +205,9 @@ class ClusterConfig:
     """Whether workers ask for a GPU; `auto` where the cluster has any."""
     cpus_per_worker: int = 1
     """CPUs (and threads) of one worker."""
+    min_workers: int | None = None
+    """Training goes on with as few workers as these when others are lost or not there yet, and takes them in, up to
+    `workers`, when they come: each time from the last checkpoint. Without it all of `workers` must be there."""
     base_workers: int = 1
     """Workers that share one base in embedding and scoring, each with a part of its weights, for a base that no single
     card holds. Then they are all the workers there are: take a node's cards."""

@@ -180,6 +180,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cluster.gpu": (False, NEITHER),
     "cluster.cpus_per_worker": (2, NEITHER),
     "cluster.base_workers": (2, ()),
+    "cluster.min_workers": (1, ()),
     "cluster.max_failures": (0, NEITHER),
     "cluster.on_busy": ("leave", NEITHER),
 }

@@ -13,6 +13,9 @@ from rella.config import Experiment
 from rella.dist.session import ProgressHandle, Resources, explained, failure
 from rella.errors import ClusterError, RellaError, WorkerError
 
+RESIZE_SECONDS = 15.0
+"""How often a group that may grow looks for workers that have come."""
+
 
 def setup_process(cpus: int) -> None:
     """Make DeepSpeed quiet and keep it from compiling on this worker."""
@@ -73,11 +76,13 @@ def launch(
         if left.startswith(f"{prefix}-"):
             storage.delete(left)
     name = f"{Path(prefix).name}-{time.time_ns()}"
+    fewest = experiment.cluster.min_workers if resources.most else None
     trainer = TorchTrainer(
         work,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.workers if fewest is None else (fewest, resources.most),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=bool(resources.gpus),
             resources_per_worker=resources.per_worker(),
         ),

@@ -35,6 +35,8 @@ class Resources:
     workers: int
     cpus: int
     gpus: int
+    most: int = 0
+    """Workers that training takes in when they come; 0 where their number is fixed."""
 
     def per_worker(self) -> dict[str, float]:
         """Return Ray's resource request of one worker."""
@@ -54,17 +56,26 @@ def resources(config: ClusterConfig, at_most: int | None = None) -> Resources:
         workers = gpus if use_gpu else min(MAX_AUTO_CPU_WORKERS, max(1, cpus // config.cpus_per_worker))
     else:
         workers = config.workers
+    room = cpus // config.cpus_per_worker
+    room = min(gpus, room) if use_gpu else room
+    most = 0
+    if config.min_workers is not None:
+        # What is not there yet may come.
+        most, workers = workers, max(config.min_workers, min(workers, room))
+        if config.min_workers > most:
+            raise ClusterError(f"cluster.min_workers {config.min_workers} is more than cluster.workers {most}")
     missing = []
     if use_gpu and workers > gpus:
         missing.append(f"{workers} GPUs where the cluster has {gpus}")
     if workers * config.cpus_per_worker > cpus:
         missing.append(f"{workers * config.cpus_per_worker} CPUs where the cluster has {cpus}")
     if workers < 1 or missing:
+        flag = "workers" if config.min_workers is None else "min_workers"
         raise ClusterError(
-            f"cluster.workers {config.workers}: needs {' and '.join(missing) or 'at least one'}; "
-            "lower --cluster.workers or --cluster.cpus_per_worker, or add nodes"
+            f"cluster.{flag} {getattr(config, flag)}: needs {' and '.join(missing) or 'at least one'}; "
+            f"lower --cluster.{flag.replace('_', '-')} or --cluster.cpus-per-worker, or add nodes"
         )
-    return Resources(min(workers, at_most or workers), config.cpus_per_worker, 1 if use_gpu else 0)
+    return Resources(min(workers, at_most or workers), config.cpus_per_worker, 1 if use_gpu else 0, most)
 
 
 def worker_environment(gpu: bool | str) -> dict[str, str]:

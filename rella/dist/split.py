@@ -81,7 +81,7 @@ def run_split(
             "progress": setup["progress"],
             "cpus": resources.cpus,
         }
-        launch(_work, config, artifacts[todo[0].task], experiment, replace(resources, workers=sharing))
+        launch(_work, config, artifacts[todo[0].task], experiment, replace(resources, workers=sharing, most=0))
     made = {s: part or artifacts[s.task].good_part(s.shard, s.shards) for s, part in found.items()}
     missing = next((s for s, part in made.items() if part is None), None)
     if missing is not None:
