@@ -67,6 +67,8 @@ class Setting:
     """Trained tokens of a row."""
     gpu: bool = True
     quantize: Quantize = "none"
+    split: int = 1
+    """Workers over which embedding and scoring split the base."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,27 @@ def total(terms: Sequence[Term]) -> int:
 
 def forward_memory(shape: Shape, setting: Setting, head: bool) -> list[Term]:
     """Return a worker's memory while it embeds (without LM head) or scores (with it)."""
-    return _with_overheads([*_weights(shape, setting, head), _passing(shape, setting)], setting)
+    return _with_overheads([*_weights(shape, setting, head, setting.split), _passing(shape, setting)], setting)
 
 
 def tuning_memory(shape: Shape, setting: Setting) -> list[Term]:
     """Return a worker's memory in a forward and backward pass of LoRA tuning (§3.3)."""
+    base = _weights(shape, setting, True, setting.workers if setting.zero_stage == 3 else 1)
     return _with_overheads(
-        [*_base(shape, setting), *_trained(shape, setting), *_activations(shape, setting), _logits(shape, setting)],
+        [*base, *_trained(shape, setting), *_activations(shape, setting), _logits(shape, setting)],
         setting,
     )
 
 
-def _weights(shape: Shape, setting: Setting, head: bool) -> list[Term]:
+def _weights(shape: Shape, setting: Setting, head: bool, over: int) -> list[Term]:
+    """The base, whole or a worker's part of it where it is split `over` several (ZeRO-3)."""
     count, width = shape.parameters(head), setting.width
+    if over > 1:
+        live = min(LIVE_PARAMETERS, count)
+        return [
+            Term("weights of the base, a worker's part", count * width // over, f"{count:,} × {width} bytes / {over}"),
+            Term("weights that are gathered at a time", live * width, f"at most {live:,} × {width} bytes"),
+        ]
     if setting.quantize == "none":
         return [Term("weights of the base", count * width, f"{count:,} × {width} bytes")]
     each, matrices = QUANTIZED[setting.quantize], shape.matmul_parameters
@@ -128,21 +138,6 @@ def _passing(shape: Shape, setting: Setting) -> Term:
     widest, where = (mlp, "MLP") if mlp >= attention else (attention, "attention")
     how = f"{setting.tokens:,} tokens × {widest:,} numbers at the {where}'s widest × {setting.width} bytes"
     return Term("states of one pass", setting.tokens * widest * setting.width, how)
-
-
-def _base(shape: Shape, setting: Setting) -> list[Term]:
-    count, width = shape.parameters(True), setting.width
-    if setting.zero_stage < 3 or setting.workers == 1:
-        return _weights(shape, setting, True)
-    live = min(LIVE_PARAMETERS, count)
-    return [
-        Term(
-            "weights of the base, a worker's share",
-            count * width // setting.workers,
-            f"{count:,} × {width} bytes / {setting.workers} workers (ZeRO-3)",
-        ),
-        Term("weights that are gathered at a time", live * width, f"at most {live:,} × {width} bytes"),
-    ]
 
 
 def _trained(shape: Shape, setting: Setting) -> list[Term]:
@@ -293,15 +288,23 @@ def _sized(setting: Setting, tokens: int) -> Setting:
 def forward_changes(
     memory: Callable[[Setting], list[Term]], setting: Setting, room: int, longest: int, flag: str
 ) -> list[Change]:
-    """Return what would make an embedding or scoring worker fit; a quantised base where smaller passes do not help."""
+    """Return what would make an embedding or scoring worker fit: smaller passes, else a split or a quantised base."""
+    ways = [setting]
+    if setting.quantize == "none":
+        ways += [replace(setting, split=setting.workers)] if setting.split < setting.workers else []
+        ways += [replace(setting, quantize=kind, split=1) for kind in _kinds(setting)[1:]]
     found = []
-    for kind in _kinds(setting):
-        tried = replace(setting, quantize=kind)
+    for tried in ways:
         tokens = most_tokens(memory, tried, room, longest)
         if tokens:
-            flags = _flags({"--quantize": (kind, setting.quantize), flag: (tokens, setting.tokens)})
-            found.append(Change(flags, total(memory(_sized(tried, tokens)))))
-            if kind == setting.quantize:
+            flags = {
+                "--quantize": (tried.quantize, setting.quantize),
+                "--cluster.base-workers": (tried.split, setting.split),
+                flag: (tokens, setting.tokens),
+            }
+            costs = "weights gathered layer by layer" if tried.split > setting.split else ""
+            found.append(Change(_flags(flags), total(memory(_sized(tried, tokens))), costs))
+            if tried is setting:
                 break
     return found
 

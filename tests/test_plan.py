@@ -171,12 +171,15 @@ def test_changes_fit_and_nothing_larger_does() -> None:
     assert plan.tuning_changes(VICUNA, alone, int(6 * GIB), longest=800) == []
 
 
-def test_fewer_bits_where_smaller_passes_do_not_help() -> None:
-    setting = plan.Setting(2, 16_384)
+def test_a_split_or_fewer_bits_where_smaller_passes_do_not_help() -> None:
+    setting = plan.Setting(2, 16_384, workers=8)
     memory = lambda s: plan.forward_memory(VICUNA, s, True)  # noqa: E731
     changes = plan.forward_changes(memory, setting, int(15.0 * GIB), 800, "--score.batch-tokens")
-    assert [c.flags.split()[:2] for c in changes] == [["--quantize", "int8"], ["--quantize", "nf4"]]
-    assert changes[1].flags == "--quantize nf4", "with 4 bits the pass stays as it is"
+    assert [c.flags for c in changes[:1]] == ["--cluster.base-workers 8"]
+    assert [c.flags.split()[:2] for c in changes[1:]] == [["--quantize", "int8"], ["--quantize", "nf4"]]
+    assert changes[2].flags == "--quantize nf4", "with 4 bits the pass stays as it is"
+    alone = plan.forward_changes(memory, replace(setting, workers=1), int(15.0 * GIB), 800, "--score.batch-tokens")
+    assert [c.flags.split()[0] for c in alone] == ["--quantize", "--quantize"]
     large = plan.forward_changes(memory, setting, int(26.5 * GIB), 800, "--score.batch-tokens")
     assert len(large) == 1
     assert large[0].flags.startswith("--score.batch-tokens ")

@@ -111,6 +111,7 @@ class Planner:
             targets=self.shape.targets(e.tune.lora_targets),
             gpu=self.cluster.each.gpu,
             quantize=e.quantize,
+            split=e.cluster.base_workers,
         )
 
     def prompts(self, e: Experiment, split: Purpose, n: int, k: int) -> plan.Work:

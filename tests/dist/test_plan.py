@@ -63,7 +63,10 @@ def test_a_backbone_of_the_paper_without_the_hub(capsys: pytest.CaptureFixture[s
     code, out, figures = planned(capsys, tmp_path, "score", "--plan", "8xv100-16gb", *flags, "--precision", "bfloat16")
     assert [s["fits"] for s in figures["stages"]] == [False, True, False]
     assert "v100-16gb has no bfloat16: take --precision float16" in out
-    assert "take larger cards, or --model vicuna-7b (12.6 GiB of weights)" in out
+    assert "with --cluster.base-workers 8 (weights gathered layer by layer)" in out
+    flags = ["--model", "llama-2-70b-chat", "--shots", "512", "--quantize", "nf4"]
+    code, out, figures = planned(capsys, tmp_path, "score", "--plan", "1xv100-16gb", *flags)
+    assert "take larger cards, or --model vicuna-7b" in out
 
 
 def test_what_is_there_takes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

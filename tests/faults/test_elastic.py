@@ -27,8 +27,8 @@ def losses_of(place: Place) -> tuple[list[float], dict[str, Any]]:
     return facts["losses"], facts
 
 
-@pytest.mark.parametrize("where", ["folder"])
-def test_a_worker_is_taken_away_and_given_back(place: Callable[[str], Place], where: str) -> None:
+@pytest.mark.parametrize("kind", ["folder"])
+def test_a_worker_is_taken_away_and_given_back(place: Callable[[str], Place]) -> None:
     from ray.cluster_utils import Cluster
 
     undisturbed = place("undisturbed")
