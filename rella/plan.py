@@ -270,7 +270,10 @@ class Change:
 
 def most_tokens(memory: Callable[[Setting], list[Term]], setting: Setting, room: int, least: int) -> int:
     """Return the largest pass, in tokens, that fits into `room` bytes; 0 where one of `least` tokens does not."""
-    fits = lambda tokens: total(memory(_sized(setting, tokens))) <= room  # noqa: E731
+
+    def fits(tokens: int) -> bool:
+        return total(memory(_sized(setting, tokens))) <= room
+
     if not fits(least):
         return 0
     low, high = least, max(least, setting.tokens)

@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokens, width = (8192, 5120) if device.type == "cuda" else (512, 512)
     found = probe(device, tokens, width, options.seconds)
     backbone = BACKBONES.get(options.model)
-    choice = choose(found, backbone and shape_of(backbone.architecture, backbone.model_type))
+    choice = choose(found, None if backbone is None else shape_of(backbone.architecture, backbone.model_type))
     print("\n".join(lines(found, choice)))
     if options.json:
         options.json.write_text(json.dumps({**asdict(found), "choice": asdict(choice)}, indent=1) + "\n")

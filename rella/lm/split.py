@@ -82,12 +82,15 @@ def _settings(precision: Precision, hidden: int) -> dict[str, Any]:
 
 def held_weights(module: nn.Module) -> tuple[int, int]:
     """Return how many weights this process holds, and how many there are."""
-    held = sum(p.ds_tensor.numel() if _is_away(p) else p.numel() for p in module.parameters())
-    return held, sum(p.ds_numel if hasattr(p, "ds_id") else p.numel() for p in module.parameters())
+    both = [_held(p) for p in module.parameters()]
+    return sum(held for held, _ in both), sum(count for _, count in both)
 
 
-def _is_away(parameter: Any) -> bool:  # noqa: ANN401
-    return hasattr(parameter, "ds_id") and parameter.numel() == 0
+def _held(parameter: Any) -> tuple[int, int]:  # noqa: ANN401 - what ZeRO-3 adds to a parameter is untyped
+    if not hasattr(parameter, "ds_id"):
+        return parameter.numel(), parameter.numel()
+    away = parameter.numel() == 0
+    return parameter.ds_tensor.numel() if away else parameter.numel(), parameter.ds_numel
 
 
 def most_passes(passes: int) -> int:
