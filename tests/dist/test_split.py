@@ -15,7 +15,7 @@ from rella.dist.run import Runner
 from rella.errors import ClusterError
 
 SMALL: dict[str, Any] = {
-    "data.sample_users": 40,
+    "data.sample_users": 80,
     "test_rows": 301,
     "adapter": "none",
     "history": "retrieved",
