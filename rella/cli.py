@@ -31,6 +31,8 @@ class Resolved:
     sources: Mapping[str, str]
     show: int = 0
     """Samples to print instead of running the job."""
+    plan: str = ""
+    """Cluster to plan for instead of running the job."""
 
     def describe(self) -> str:
         """Return every resolved value, grouped by the layer that set it."""
@@ -79,6 +81,12 @@ def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse 
     parser.add_argument("--preset", choices=sorted(PRESETS), help="A named setting of the paper.")
     parser.add_argument(
         "--show", type=PositiveInt, metavar="N", help="Print N samples as the model reads them and leave."
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="CLUSTER",
+        help="Print what the job would take on a cluster and leave: memory term by term, time, whether it fits and "
+        "what to change. 8xv100-32gb, 2x8xa100-80gb (nodes × cards), or a YAML file.",
     )
     parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
@@ -190,7 +198,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
         print(f"{prog}: error: {where}{error}{_meant(str(error))}\n(--help lists every flag)", file=sys.stderr)
         sys.exit(2)
     preset = parsed.pop("preset", None)
-    show, samples = parsed.pop("show_config", False), parsed.pop("show", None)
+    show, samples, cluster = parsed.pop("show_config", False), parsed.pop("show", None), parsed.pop("plan", None)
     files = {
         f"file {f}": flatten(parser.parse_path(str(f), defaults=False).as_dict()) for f in parsed.pop("config", ())
     }
@@ -199,7 +207,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     if show:
         print(resolved.describe())
         sys.exit(0)
-    return replace(resolved, show=samples or 0)
+    return replace(resolved, show=samples or 0, plan=cluster or "")
 
 
 def _meant(message: str) -> str:

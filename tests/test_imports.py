@@ -35,6 +35,9 @@ CORE = {
     "dataset_file",
     "pipeline",
     "plan",
+    "plan_text",
+    "shapes",
+    "hardware",
     "metrics",
     "progress",
 }

@@ -51,7 +51,7 @@ def main(
         resolved = adjust(parse(argv, f"jobs/{name}.py", description))
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
-            figures = show_job(runner, resolved.show) if resolved.show else action(runner)
+            figures = _instead(runner, name, resolved) or action(runner)
     except Exception as error:
         if os.environ.get("RELLA_DEBUG"):
             raise
@@ -103,6 +103,32 @@ def prepare_job(runner: Runner) -> Figures:
     if own is not None and own.interactions.time is None and e.data.split_by == "time":
         print("Without a time column the split follows the file's rows; --data.split-by user cuts by user.\n")
     return {**_facts(artifact), **({"facts_that_differ": [c.name for c in known if not c.holds]} if known else {})}
+
+
+def _instead(runner: Runner, name: str, resolved: Resolved) -> Figures | None:
+    """Do what is asked for in place of the job, if anything is."""
+    if resolved.plan:
+        return plan_job(runner, name, resolved.plan)
+    return show_job(runner, resolved.show) if resolved.show else None
+
+
+def plan_job(runner: Runner, name: str, described: str) -> Figures:
+    """What the job would take on a cluster; only the data set is prepared where it is missing."""
+    from rella.dist.plan import planned
+    from rella.hardware import GIB, read_cluster
+    from rella.plan_text import plan_lines
+
+    cluster = read_cluster(described)
+    runner.prepare()
+    plans, note = planned(runner, cluster, name)
+    print(f"\nPlan of jobs/{name}.py on {cluster}; {note}")
+    for line in plan_lines(plans, cluster):
+        print(line)
+    room = cluster.each.memory_gib * GIB
+    stages = [
+        {"stage": p.title, "seconds": round(p.seconds, 1), "bytes": p.peak, "fits": p.peak <= room} for p in plans
+    ]
+    return {"plan": str(cluster), "stages": stages}
 
 
 def show_job(runner: Runner, n: int) -> Figures:
