@@ -1,0 +1,1 @@
+"""What tables and figures show beside metrics: heterogeneity of histories."""
