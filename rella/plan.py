@@ -263,7 +263,10 @@ class Change:
 
 def most_tokens(memory: Callable[[Setting], list[Term]], setting: Setting, room: int, least: int) -> int:
     """Return the largest pass, in tokens, that fits into `room` bytes; 0 where one of `least` tokens does not."""
-    fits = lambda tokens: total(memory(_sized(setting, tokens))) <= room  # noqa: E731
+
+    def fits(tokens: int) -> bool:
+        return total(memory(_sized(setting, tokens))) <= room
+
     if not fits(least):
         return 0
     low, high = least, max(least, setting.tokens)
@@ -288,7 +291,10 @@ def forward_changes(
 
 def tuning_changes(shape: Shape, setting: Setting, room: int, longest: int) -> list[Change]:
     """Return what would make a tuning worker fit, what costs least first."""
-    memory = lambda s: tuning_memory(shape, s)  # noqa: E731
+
+    def memory(tried: Setting) -> list[Term]:
+        return tuning_memory(shape, tried)
+
     found = []
     for stage in (setting.zero_stage,) if setting.zero_stage == 3 or setting.workers == 1 else (setting.zero_stage, 3):
         for recomputed in ("none", "full") if setting.recomputed == "none" else (setting.recomputed,):

@@ -143,7 +143,10 @@ class Planner:
         flag, longest = f"--{stage.name}.batch-tokens", int(work.lengths.max())
         budget = budget if self.cluster.each.gpu else min(budget, CPU_TOKENS)
         setting = self.setting(e, max(longest, min(budget, int(work.tokens))))
-        memory = lambda s: plan.forward_memory(self.shape, s, head)  # noqa: E731
+
+        def memory(tried: plan.Setting) -> list[plan.Term]:
+            return plan.forward_memory(self.shape, tried, head)
+
         terms = memory(setting)
         fits = plan.total(terms) <= self.room
         changes = [] if fits else plan.forward_changes(memory, setting, self.comfortable, longest, flag)
