@@ -4,7 +4,8 @@
 
 Start-up, reading and writing are in the times; what comes before (the data's files, jobs/prepare.py, item vectors of a
 random model, 512 dimensions) is made first and kept in DIR. An eighth, a quarter and a half of the users give
-time = a + b · pairs, which has to predict all of them. `--workers` also runs all users with one worker of one CPU.
+time = a + b · pairs, which has to predict all of them. `--workers` also runs all users with one worker of one CPU: once
+while the other cores serve Ray and reading, once with everything on one core, as a machine of one core would.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,22 @@ def retrieve(setting: Setting, users: int, *flags: str) -> tuple[Measured, dict[
     return run, {"pairs": float(facts["pairs"]), "samples": float(facts["samples"]), "stage": stage}
 
 
+def one_worker(setting: Setting, users: int, two: float, start: float) -> dict[str, float]:
+    """Run all users with one worker, and again on one core; return the figures, over `two` seconds of all workers."""
+    run, _ = retrieve(setting, users, "--cluster.workers", "1")
+    figures = {"one_worker": run.seconds, "ratio_workers": run.seconds / two}
+    figures["ratio_workers_without_a"] = (run.seconds - start) / (two - start)
+    print(f"one worker: {run.seconds:.1f} s, {figures['ratio_workers']:.2f} ×; without the {start:.1f} s that do "
+          f"not depend on the pairs {figures['ratio_workers_without_a']:.2f} ×")  # fmt: skip
+    pinned = shutil.which("taskset")
+    if pinned is not None:
+        command = setting.command("retrieve", users, "--restart", "retrieve", "--cluster.workers", "1")
+        alone = measure([pinned, "-c", "0", *command]).seconds
+        figures |= {"one_core": alone, "ratio_cores": alone / two}
+        print(f"one worker and everything else on one core: {alone:.1f} s, {figures['ratio_cores']:.2f} ×")
+    return figures
+
+
 def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -124,12 +142,7 @@ def main() -> None:
         print(f"time = {a:.1f} s + {b * 1e9:.2f} ns · pairs, from the first three: predicts {guess:.1f} s for all "
               f"({figures['prediction_off']:+.1%}); all takes {figures['full_over_half']:.2f} × half")  # fmt: skip
     if options.workers:
-        run, found = retrieve(setting, whole, "--cluster.workers", "1")
-        start = figures.get("a_seconds", 0.0)
-        figures |= {"one_worker": run.seconds, "ratio_workers": run.seconds / seconds[-1]}
-        figures["ratio_workers_without_a"] = (run.seconds - start) / (seconds[-1] - start)
-        print(f"one worker: {run.seconds:.1f} s, {figures['ratio_workers']:.2f} ×; without the {start:.1f} s that do "
-              f"not depend on the pairs {figures['ratio_workers_without_a']:.2f} ×")  # fmt: skip
+        figures |= one_worker(setting, whole, seconds[-1], figures.get("a_seconds", 0.0))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
