@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 LONG: dict[str, Any] = {
     "shots": 256,
-    "tune.max_epochs": 100, "tune.checkpoint_seconds": 0.5,
+    "tune.max_epochs": 100,
+    "tune.checkpoint_seconds": 0.5,
     "mix": "original",
     "history": "recent",
     "variants": "wo-retrieval",
