@@ -24,8 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rella import plan
 from rella.data.synthetic_words import AGES, OCCUPATIONS, WORDS
+from rella.errors import InputError
+from rella.lm.loading import best_device
 from rella.prompts import ML_1M, WRAPPERS, answer_text, item_text, prompt_text
+from rella.shapes import Shape
 
 T = TypeVar("T")
 
@@ -33,33 +37,26 @@ T = TypeVar("T")
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LlamaShape:
-    """Size of a Llama with as many key heads as query heads."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vocabulary: int = 32_000
-    context: int = 2048
-
-    @property
-    def matmul_parameters(self) -> int:
-        """P: weights of the layers' matrix products; neither embedding nor LM head."""
-        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
+PLAN_TOLERANCE = 0.1
+"""How far a plan's memory may be off."""
+CONTEXT = 2048
+"""Tokens of the models' longest row."""
 
 
-SMALL = LlamaShape("llama-256x4", 256, 4, 4, 688)
+def llama(hidden: int, layers: int, heads: int, intermediate: int, vocabulary: int = 32_000) -> Shape:
+    """Return the size of a Llama with as many key heads as query heads."""
+    return Shape("llama", hidden, layers, heads, heads, hidden // heads, intermediate, vocabulary, tied=False)
+
+
+SMALL = llama(256, 4, 4, 688)
 """For CPUs."""
-VICUNA_13B = LlamaShape("vicuna-13b", 5120, 40, 40, 13824)
-TINY = LlamaShape("llama-32x2", 32, 2, 4, 64)
+VICUNA_13B = llama(5120, 40, 40, 13824)
+TINY = llama(32, 2, 4, 64)
 """For tests of the benchmarks themselves."""
-SHAPES = {shape.name: shape for shape in (SMALL, VICUNA_13B, TINY)}
+SHAPES = {"llama-256x4": SMALL, "vicuna-13b": VICUNA_13B, "llama-32x2": TINY}
 
 
-def build_model(shape: LlamaShape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:  # noqa: ANN401
+def build_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:  # noqa: ANN401
     """Return a frozen `LlamaForCausalLM` with random weights, made where it stays and in its final dtype."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -69,8 +66,8 @@ def build_model(shape: LlamaShape, device: torch.device, dtype: torch.dtype, see
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.context,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=CONTEXT,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
@@ -166,28 +163,21 @@ def answer_tokens(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def attention_flops(shape: LlamaShape, lengths: Sequence[int]) -> float:
-    """FLOP of one forward pass's causal attention: two products of `hidden` per layer and (token, token before or it).
-
-    Args:
-        shape: of the model.
-        lengths: real tokens of every row; rows do not see each other.
-    """
-    pairs = sum(n * (n + 1) / 2 for n in lengths)
-    return 4.0 * shape.hidden * shape.layers * pairs
+def forward_flops(shape: Shape, lengths: Sequence[int]) -> float:
+    """FLOP of embedding or scoring rows of `lengths` tokens: 2·P·T + causal attention within each; no LM head."""
+    return plan.forward_flops(shape, _work(lengths))
 
 
-def forward_flops(shape: LlamaShape, lengths: Sequence[int]) -> float:
-    """FLOP of embedding or scoring rows of `lengths` tokens: 2·P·T + attention; the LM head's few rows are left out."""
-    return 2.0 * shape.matmul_parameters * sum(lengths) + attention_flops(shape, lengths)
-
-
-def tuning_flops(shape: LlamaShape, lengths: Sequence[int]) -> float:
+def tuning_flops(shape: Shape, lengths: Sequence[int]) -> float:
     """FLOP of a LoRA step: 4·P·T (forward, and gradients of the states alone: the base is frozen) + 3 × attention."""
-    return 4.0 * shape.matmul_parameters * sum(lengths) + 3.0 * attention_flops(shape, lengths)
+    return plan.tuning_flops(shape, _work(lengths), plan.Setting(width=2, tokens=1))
 
 
-def gemm_rate(shape: LlamaShape, device: torch.device, dtype: torch.dtype, tokens: int = 16_384) -> float:
+def _work(lengths: Sequence[int]) -> plan.Work:
+    return plan.Work(len(lengths), np.asarray(lengths, dtype=np.int64))
+
+
+def gemm_rate(shape: Shape, device: torch.device, dtype: torch.dtype, tokens: int = 16_384) -> float:
     """Return the best FLOP/s of dense products on `device`: the model's own shapes and a square, 0.5 s each, in turn.
 
     The best of them is what MFU is measured against; random values, as zeros draw less power and run faster.
@@ -287,6 +277,10 @@ class Peak:
 
     before: int
     highest: int
+    context: int = 0
+    """On a card: what it holds beside torch's allocator."""
+    reserved: int = 0
+    """On a card: the most that the allocator had taken from it; it gives back only what another allocation needs."""
 
     @property
     def used(self) -> int:
@@ -306,7 +300,10 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> Peak:
         before = torch.cuda.memory_allocated(device)
         work()
         synchronise(device)
-        return Peak(before, torch.cuda.max_memory_allocated(device))
+        free, all_ = torch.cuda.mem_get_info(device)
+        context = all_ - free - torch.cuda.memory_reserved(device)
+        reserved = torch.cuda.max_memory_reserved(device)
+        return Peak(before, torch.cuda.max_memory_allocated(device), context, reserved)
     # Pages that the allocator keeps would hide what the work takes anew.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     # 5 sets the kernel's high-water mark (VmHWM) back to what is resident now.
@@ -314,6 +311,54 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> Peak:
     before = _status("VmRSS")
     work()
     return Peak(before, _status("VmHWM"))
+
+
+def fits(work: Callable[[], Any], device: torch.device, limit: int) -> bool:
+    """Return whether `work` ends when torch's allocator may take no more than `limit` bytes of the card."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info(device)[1], device)
+    try:
+        work()
+        synchronise(device)
+    except (torch.OutOfMemoryError, InputError):
+        return False
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    return True
+
+
+def beside_plan(
+    title: str, work: Callable[[], Any], device: torch.device, terms: Sequence[plan.Term], faults: list[str]
+) -> dict[str, float]:
+    """Print and return a plan's memory over a card's measured one, and whether the work runs in what was planned.
+
+    Measured is what was allocated at the peak and what the context holds, of all and without the base's weights.
+
+    Args:
+        title: of what runs.
+        work: raises where memory runs out.
+        device: a card.
+        terms: of `rella.plan`, for the same setting.
+        faults: gets a line where the work does not fit, or the plan is off by more than a tenth.
+    """
+    peak = peak_memory(work, device)
+    weights = plan.total([t for t in terms if t.name.startswith("weights")])
+    planned, measured = plan.total(terms), peak.highest + peak.context
+    found = {"planned_gib": planned / 2**30, "measured_gib": measured / 2**30, "reserved_gib": peak.reserved / 2**30}
+    found["plan_ratio"] = planned / measured
+    found["plan_ratio_beside_weights"] = (planned - weights) / (measured - weights)
+    found["fits_in_plan"] = float(fits(work, device, planned - peak.context))
+    runs = "runs" if found["fits_in_plan"] else "DOES NOT RUN"
+    print(
+        f"  plan of {title}: {found['planned_gib']:.2f} GiB, measured {found['measured_gib']:.2f} with "
+        f"{peak.context / 2**30:.2f} of context: {found['plan_ratio']:.3f} ×, beside the weights "
+        f"{found['plan_ratio_beside_weights']:.3f} ×; {runs} within it (takes {found['reserved_gib']:.2f} if free)",
+        flush=True,
+    )
+    if not found["fits_in_plan"] or abs(found["plan_ratio"] - 1) > PLAN_TOLERANCE:
+        faults.append(f"plan of {title}: {found}")
+    return found
 
 
 def _status(name: str) -> int:
@@ -330,16 +375,18 @@ def _status(name: str) -> int:
 def in_float32(model: Any) -> Iterator[None]:  # noqa: ANN401 - a LlamaForCausalLM
     """Within, the decoder computes in float32, its weights as they are.
 
-    Each part is converted when its turn comes and converted back after it (without loss), so a card that holds the
-    model in 16 bit once has room for it.
+    Each part is converted when its turn comes, and has its own weights again after it (not copies, which would leave
+    gaps in a card's memory), so a card that holds the model in 16 bit has room for it.
     """
-    dtype = model.dtype
+    own: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     def up(part: torch.nn.Module, seen: Any) -> None:  # noqa: ANN401
-        part.float()
+        for parameter in part.parameters():
+            own[parameter], parameter.data = parameter.data, parameter.data.float()
 
     def down(part: torch.nn.Module, seen: Any, found: Any) -> None:  # noqa: ANN401
-        part.to(dtype)
+        for parameter in part.parameters():
+            parameter.data = own.pop(parameter)
 
     parts = [model.model.embed_tokens, *model.model.layers, model.model.norm]
     hooks = [hook for p in parts for hook in (p.register_forward_pre_hook(up), p.register_forward_hook(down))]
@@ -384,7 +431,7 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
-    shape: LlamaShape
+    shape: Shape
     model: Any
     """A frozen `LlamaForCausalLM`."""
     tokenizer: Any
@@ -396,10 +443,19 @@ class Machine:
         """Whether the device is a card."""
         return self.device.type == "cuda"
 
+    @property
+    def name(self) -> str:
+        """Of the model's shape."""
+        return next((name for name, shape in SHAPES.items() if shape == self.shape), "llama")
+
+    def setting(self, tokens: int, rows: int = 1) -> plan.Setting:
+        """Return what decides the memory of a pass here."""
+        return plan.Setting(width=self.dtype.itemsize, tokens=tokens, rows=rows, gpu=self.gpu)
+
     def describe(self) -> str:
         """Return one line: device, threads, model, dtype, rate."""
         name = torch.cuda.get_device_name(self.device) if self.gpu else f"CPU, {torch.get_num_threads()} threads"
-        return f"{name}: {self.shape.name}, {str(self.dtype)[6:]}; dense products {self.gemm / 1e12:.2f} TFLOP/s"
+        return f"{name}: {self.name}, {str(self.dtype)[6:]}; dense products {self.gemm / 1e12:.2f} TFLOP/s"
 
 
 def machine(device: str = "auto", shape: str = "auto", precision: str = "auto") -> Machine:
@@ -411,7 +467,7 @@ def machine(device: str = "auto", shape: str = "auto", precision: str = "auto") 
         precision: `float32`, `float16`, `bfloat16`; `auto`: on a card bfloat16 where it has it, else float16.
     """
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.device("cuda", torch.cuda.current_device()) if chosen == "cuda" else torch.device("cpu")
+    where = best_device() if chosen == "cuda" else torch.device("cpu")
     size = SHAPES[shape] if shape != "auto" else (VICUNA_13B if chosen == "cuda" else SMALL)
     if precision == "auto":
         modern = chosen == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)

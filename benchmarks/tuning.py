@@ -29,6 +29,8 @@ if __package__ in (None, ""):
 from benchmarks import lm_bench
 from benchmarks.lm_bench import Machine, mfu, peak_memory, tuning_flops
 from benchmarks.tuning_ways import MICRO_ROWS, NEEDS, OURS, WAYS, Run, Way, Work
+from rella import plan
+from rella.lm.micro import Limits, cut
 from rella.lm.tuning import Row
 from rella.prompts import answer_text
 
@@ -99,7 +101,9 @@ def agree(on: Machine, runs: dict[str, Run]) -> float:
     return max(gaps.values(), default=0.0)
 
 
-def compare(on: Machine, work: Work, rounds: int, names: Sequence[str], memory: bool = True) -> dict[str, float]:
+def compare(
+    on: Machine, work: Work, rounds: int, names: Sequence[str], faults: list[str], memory: bool = True
+) -> dict[str, float]:
     """Run the ways and return the figures; prints them as they come.
 
     Args:
@@ -107,6 +111,7 @@ def compare(on: Machine, work: Work, rounds: int, names: Sequence[str], memory: 
         work: rows of one run.
         rounds: timed runs of each way.
         names: of `WAYS`; "ours" is what the others are compared with.
+        faults: gets what is wrong with a plan's memory.
         memory: whether to measure the peak too, in one more run of each.
     """
     one_process(on)
@@ -126,6 +131,10 @@ def compare(on: Machine, work: Work, rounds: int, names: Sequence[str], memory: 
         peaks |= {} if peak is None else {name: peak}
         print(f"{name}: loss {same[name].losses}, {same[name].seconds[0]:.3f} s{_memory(peak)}", flush=True)
     figures: dict[str, float] = {"loss_gap": agree(on, same)}
+    if on.gpu and memory:
+        full = replace(few, dropout=work.dropout)
+        for name in [n for n in ("ours", "recomputed") if n in names]:
+            figures |= beside_plan(on, full, name, faults)
     timings = {name: lm_bench.Timing() for name in names}
     for _ in range(rounds):
         for name in names:
@@ -172,6 +181,19 @@ def summary(
     if on.gpu:
         found["mfu"] = found[f"{base}_mfu"]
     return found
+
+
+def beside_plan(on: Machine, few: Work, name: str, faults: list[str]) -> dict[str, float]:
+    """Print and return what `rella.plan` says of a way's memory, for its widest pass, over the measured one."""
+    lengths = np.array([row.tokens for row in few.rows])
+    passes = cut(np.arange(few.batch), lengths, Limits(10**6, few.micro_tokens), 1)
+    widest = max((piece for pieces in passes for piece in pieces), key=lambda rows: lengths[rows].max() * len(rows))
+    setting = on.setting(int(lengths[widest].max()) * len(widest), len(widest))
+    setting = replace(setting, dropout=few.dropout, recomputed="full" if name == "recomputed" else "none")
+    title = f"{name} (passes of {setting.tokens:,} tokens, {setting.rows} rows)"
+    terms = plan.tuning_memory(on.shape, setting)
+    found = lm_bench.beside_plan(title, lambda: WAYS[name](on, few), on.device, terms, faults)
+    return {f"{name}_{key}": value for key, value in found.items()}
 
 
 def _ratios(name: str, theirs: lm_bench.Timing, ours: lm_bench.Timing, cpu: str | None) -> dict[str, float]:
@@ -231,7 +253,7 @@ def run(on: Machine, quick: bool, faults: list[str]) -> dict[str, float]:
     asked = size(on, quick)
     work = Work(make_rows(on, asked.batch * asked.steps, asked.k), asked.batch, asked.micro_tokens)
     _quiet()
-    return checked(on, compare(on, work, asked.rounds, list(WAYS)), faults)
+    return checked(on, compare(on, work, asked.rounds, list(WAYS), faults), faults)
 
 
 def checked(on: Machine, figures: dict[str, float], faults: list[str]) -> dict[str, float]:
@@ -279,7 +301,7 @@ def main() -> None:
         return
     faults: list[str] = []
     rounds, ways = chosen.rounds or asked.rounds, chosen.ways.split(",")
-    figures = checked(on, compare(on, work, rounds, ways, not chosen.no_memory), faults)
+    figures = checked(on, compare(on, work, rounds, ways, faults, not chosen.no_memory), faults)
     lm_bench.write_figures({"device": on.describe(), **figures}, chosen.json)
     lm_bench.finish(faults)
 

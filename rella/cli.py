@@ -16,11 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rella.config import BASELINES, DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
 from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
 from rella.errors import InputError
+
+if TYPE_CHECKING:
+    from rella.sweep import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Resolved:
     """Samples to print instead of running the job."""
     plan: str = ""
     """Cluster to plan for instead of running the job."""
+    sweep: SweepConfig | None = None
+    """Of a sweep."""
 
     def describe(self) -> str:
         """Return every resolved value, grouped by the layer that set it."""
@@ -70,7 +75,7 @@ def nest(flat: Values) -> dict[str, Any]:
     return nested
 
 
-def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse is untyped here
+def _parser(prog: str, description: str, sweeps: bool = False) -> Any:  # noqa: ANN401 - jsonargparse is untyped here
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
     from jsonargparse.typing import PositiveInt
 
@@ -90,6 +95,10 @@ def _parser(prog: str, description: str) -> Any:  # noqa: ANN401 - jsonargparse 
     )
     parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
+    if sweeps:
+        from rella.sweep import SweepConfig
+
+        parser.add_class_arguments(SweepConfig, nested_key="sweep")
     return parser
 
 
@@ -183,13 +192,15 @@ def _described(path: str) -> DatasetFile:
     return found
 
 
-def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
-    """Parse a job's command line. `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
+def parse(argv: Sequence[str] | None, prog: str, description: str, sweeps: bool = False) -> Resolved:
+    """Parse a job's command line; a sweep's has flags of its own too.
+
+    `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
 
     Raises:
         InputError: an unknown data set, preset, field or type.
     """
-    parser = _parser(prog, description)
+    parser = _parser(prog, description, sweeps)
     words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         parsed = parser.parse_args(words, defaults=False).as_dict()
@@ -199,6 +210,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
         sys.exit(2)
     preset = parsed.pop("preset", None)
     show, samples, cluster = parsed.pop("show_config", False), parsed.pop("show", None), parsed.pop("plan", None)
+    swept = parsed.pop("sweep", {})
     files = {
         f"file {f}": flatten(parser.parse_path(str(f), defaults=False).as_dict()) for f in parsed.pop("config", ())
     }
@@ -207,7 +219,18 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Resolved:
     if show:
         print(resolved.describe())
         sys.exit(0)
-    return replace(resolved, show=samples or 0, plan=cluster or "")
+    found = _sweep(swept) if sweeps else None
+    return replace(resolved, show=samples or 0, plan=cluster or "", sweep=found)
+
+
+def _sweep(values: Mapping[str, Any]) -> SweepConfig:
+    from jsonargparse import ArgumentParser
+
+    from rella.sweep import SweepConfig
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SweepConfig, nested_key=None)
+    return SweepConfig(**vars(parser.instantiate(parser.parse_object(dict(values)))))
 
 
 def _meant(message: str) -> str:

@@ -40,6 +40,7 @@ CORE = {
     "hardware",
     "metrics",
     "progress",
+    "sweep",
 }
 """Knows nothing of data, prompts or models' insides."""
 METHOD = {"data", "prompts", "pca", "retrieval", "paper"}

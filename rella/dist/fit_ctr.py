@@ -124,6 +124,8 @@ def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
             chosen = f", {e.tune.select_on} AUC {now.valid['auc']:.4f}" if now.valid else ""
             note = f"{task.title}: epoch {now.epoch}, loss {now.loss:.4f}{chosen}"
             progress.report_at(number, now.rows, note)
+            if now.valid:
+                progress.measure(now.step, now.valid)
 
     model = data.model().to(device)
     fitter = Fitter(model, train, valid, e.baseline, e.seed, device, report, rank, world, states)

@@ -118,6 +118,8 @@ class _Run:
             chosen = f", {self.task.experiment.tune.select_on} AUC {now.valid['auc']:.4f}" if now.valid else ""
             note = f"{self.task.title}: epoch {now.epoch}, loss {now.loss:.4f}{chosen}"
             self.progress.report_at(self.number, now.rows, note)
+            if now.valid:
+                self.progress.measure(now.step, now.valid)
 
     def _write(self, fitter: TextFitter[Any], fitted: FitResult, tokenizer: Any, seconds: float) -> None:  # noqa: ANN401
         """Write the best step's weights, for stage A a model's folder, and what was measured beside them."""

@@ -36,22 +36,24 @@ MOST_LINES = 12
 def main(
     name: str,
     description: str,
-    action: Callable[[Runner], Figures],
+    action: Callable[[Runner], Figures] | Callable[[Runner, Resolved], Figures],
     argv: Sequence[str] | None = None,
     adjust: Callable[[Resolved], Resolved] = lambda resolved: resolved,
+    sweeps: bool = False,
 ) -> int:
     """Run one job and return its exit status; the last line of output is a JSON object with its figures.
 
-    `adjust` has the last word on what nobody has set.
+    `adjust` has the last word on what nobody has set; a job that sweeps has its flags, and its action gets them all.
 
     0: done; 1: something that the user can mend; 2: a wrong flag; 3: a fault of the program; 130: interrupted.
     """
     started = time.monotonic()
     try:
-        resolved = adjust(parse(argv, f"jobs/{name}.py", description))
+        resolved = adjust(parse(argv, f"jobs/{name}.py", description, sweeps))
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
-            figures = _instead(runner, name, resolved) or action(runner)
+            arguments = (runner, resolved) if sweeps else (runner,)
+            figures = _instead(runner, name, resolved) or action(*arguments)
     except Exception as error:
         if os.environ.get("RELLA_DEBUG"):
             raise

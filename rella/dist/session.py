@@ -286,6 +286,7 @@ class _Counter:
         self.topic, self.done, self.note = topic, 0, ""
         self.at: dict[int, int] = {}
         self.lines: list[str] = []
+        self.measured: list[dict[str, float]] = []
         self.failed: dict[str, Any] | None = None
 
     def add(self, topic: int, rows: int, note: str) -> None:
@@ -303,6 +304,14 @@ class _Counter:
         # Many workers learn the same.
         if topic == self.topic and line not in self.lines:
             self.lines.append(line)
+
+    def measure(self, topic: int, metrics: dict[str, float]) -> None:
+        # A group that starts again validates some steps again.
+        if topic == self.topic and all(metrics["step"] > m["step"] for m in self.measured[-1:]):
+            self.measured.append(metrics)
+
+    def measures(self, known: int) -> list[dict[str, float]]:
+        return self.measured[known:]
 
     def look(self) -> tuple[int, str]:
         return self.done + sum(self.at.values()), self.note
@@ -337,6 +346,10 @@ class ProgressHandle:
         """Have the driver print a line, once however many workers say it."""
         ray.get(self.counter.tell.remote(self.topic, line))
 
+    def measure(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell what a validation after `step` said; returns at once."""
+        self.counter.measure.remote(self.topic, {**metrics, "step": step})
+
     def fail(self, failed: dict[str, Any]) -> None:
         """Keep the first error (from `failure`) that starting again would not mend."""
         ray.get(self.counter.fail.remote(self.topic, failed))
@@ -362,6 +375,14 @@ class RemoteProgress:
         self._title, self._total, self._unit = title, total, unit
         self._printed = 0
         self._stop = threading.Event()
+
+    @classmethod
+    def measures(cls, known: int) -> list[dict[str, float]]:
+        """Return this process's stage's validations behind the first `known`; none before a stage began."""
+        if cls._counter is None:
+            return []
+        found: list[dict[str, float]] = ray.get(cls._counter.measures.remote(known))
+        return found
 
     @classmethod
     def forget(cls) -> None:

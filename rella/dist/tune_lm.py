@@ -173,6 +173,8 @@ class _Run:
             scale = f", scale {now.loss_scale:g}" if now.loss_scale != 1 else ""
             note = f"{self.task.title}: epoch {now.epoch}, loss {now.loss:.4f}{scale}{valid}"
             self.progress.report_at(self.number, now.rows, note)
+            if now.valid:
+                self.progress.measure(now.step, now.valid)
 
     def _validation(self, pad: int) -> Validation:
         from rella.lm.passes import TokenBudget

@@ -4,8 +4,9 @@ The base is frozen, so its backward pass needs no more than the states that grad
 for it, per token and layer, both float32 copies that every RMSNorm makes and three tensors of the intermediate size;
 PEFT keeps the input of A and the dropout's mask for queries and values each. Here a norm keeps its input and one number
 per token, the gated MLP keeps two tensors and computes the third again (one elementwise product), and both LoRA layers
-share the input that is there anyway. Rotating positions passes over queries and keys five times instead of ten. Behind
-the last layer's attention only the answers' positions are computed: no loss depends on the others.
+share the input that is there anyway; layers of a quantised base keep nothing (`rella.lm.frozen`). Rotating positions
+passes over queries and keys five times instead of ten. Behind the last layer's attention only the answers' positions
+are computed: no loss depends on the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rella.errors import InputError
+from rella.lm.frozen import frozen_forward, quantized_types
 from rella.lm.packed import NAME, causal_attention
 
 Undo = Callable[[], None]
@@ -269,13 +271,21 @@ def _leaner(module: Any, sharded: bool) -> Iterator[Undo]:  # noqa: ANN401
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
     from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
 
+    layers, around = quantized_types()
     if type(module) in (LlamaAttention, MistralAttention) and module.config._attn_implementation == NAME:
         yield _replace(module, _attention_forward)
     elif type(module) in (LlamaRMSNorm, MistralRMSNorm):
         yield _replace(module, _norm_forward)
     elif type(module) in (LlamaMLP, MistralMLP) and module.config.hidden_act == "silu":
         yield _replace(module, _mlp_forward)
-    elif type(module) is Linear and not sharded and list(module.lora_A) == ["default"] and not module.lora_variant:
+    elif type(module) in layers:
+        yield _replace(module, frozen_forward)
+    elif (
+        type(module) in (Linear, *around)
+        and not sharded
+        and list(module.lora_A) == ["default"]
+        and not module.lora_variant
+    ):
         yield _replace(module, _lora_forward)
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks import embedding, gpu, lm_bench, scoring
-from benchmarks.lm_bench import LlamaShape, Machine
+from benchmarks.lm_bench import Machine
 
 CPU = torch.device("cpu")
-TOY = LlamaShape("toy", hidden=4, layers=3, heads=2, intermediate=5, vocabulary=100)
+TOY = lm_bench.llama(hidden=4, layers=3, heads=2, intermediate=5, vocabulary=100)
 
 
 def test_parameters_of_matrix_products() -> None:
@@ -27,8 +27,8 @@ def test_parameters_of_matrix_products() -> None:
 
 
 def test_flops_by_hand() -> None:
-    # A row of 3 tokens has 1 + 2 + 3 pairs, one of 2 has 1 + 2; a pair costs 2 · 4 in q·k and 2 · 4 in its weight · v.
-    assert lm_bench.attention_flops(TOY, [3, 2]) == 3 * 9 * 16
+    # A row of 3 tokens has 1 + 2 + 3 pairs, one of 2 has 1 + 2; a pair costs 2 · 4 in q·k and 2 · 4 in its
+    # weight · v, in each of 3 layers.
     assert lm_bench.forward_flops(TOY, [3, 2]) == 2 * 372 * 5 + 432
     assert lm_bench.tuning_flops(TOY, [3, 2]) == 4 * 372 * 5 + 3 * 432
     assert lm_bench.mfu(6e12, 2.0, 4e12) == 0.75
@@ -43,7 +43,7 @@ def test_flops_are_those_that_torch_counts() -> None:
         model.model(input_ids=torch.ones((2, 30), dtype=torch.int64))
     # torch counts the whole square of attention, we its causal half with the diagonal.
     products = 2.0 * lm_bench.TINY.matmul_parameters * 60
-    square = lm_bench.attention_flops(lm_bench.TINY, [30, 30]) * 30 / 15.5
+    square = (lm_bench.forward_flops(lm_bench.TINY, [30, 30]) - products) * 30 / 15.5
     assert counter.get_total_flops() in (products, products + square)
     assert lm_bench.forward_flops(lm_bench.TINY, [30, 30]) == pytest.approx(products + square * 15.5 / 30)
 

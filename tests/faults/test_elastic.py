@@ -14,13 +14,17 @@ from tests.faults.harness import Place, adapter_of, assert_same_adapter, steps_o
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 LONG: dict[str, Any] = {
-    "shots": 256,
-    "tune.max_epochs": 100,
+    "shots": 1024,
+    "tune.batch_size": 256,
+    "tune.max_epochs": 30,
+    "tune.stop_after": 30,
+    "tune.valid_rows": 64,
     "tune.checkpoint_seconds": 0.5,
     "mix": "original",
     "history": "recent",
     "variants": "wo-retrieval",
 }
+"""Some minutes on one worker, most of them in steps: Ray takes 75 seconds to notice what is lost and what has come."""
 
 
 def losses_of(place: Place) -> tuple[list[float], dict[str, Any]]:

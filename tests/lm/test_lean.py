@@ -267,6 +267,7 @@ def test_layers_are_counted_from_one(layers: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_packing_on_a_card(family: str) -> None:
     """FlashAttention over packed rows against rows padded, in bfloat16."""

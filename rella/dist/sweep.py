@@ -1,0 +1,362 @@
+"""Sweeps on Ray Tune: upstream stages once, then a trial a setting, each of which trains on Ray Train's workers.
+
+What a trial makes is an artifact like any other: a sweep that is started again takes finished trials from there and
+goes on with the others from their checkpoints, whatever became of Tune's own records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rella.artifacts import Artifact, Json
+from rella.baseline_pipeline import BaselinePipeline
+from rella.baselines import as_text
+from rella.cli import Resolved
+from rella.config import Experiment, Values, leaves
+from rella.dist.by_shots import ByShots
+from rella.dist.context import AnyPipeline
+from rella.dist.jobs import Figures, estimates, full_shot
+from rella.dist.run import Runner
+from rella.dist.session import RemoteProgress, explained, resources
+from rella.errors import ClusterError, RellaError
+from rella.pipeline import Stage
+from rella.progress import Bar
+from rella.provenance import code_version
+from rella.report.tables import METRICS
+from rella.stages import RETRIEVE
+from rella.sweep import Finished, Method, Shots, SweepConfig, Trial, best_by_shots, trials_of, yaml_of
+
+POLL_SECONDS = 0.5
+TRIALS = "trials.jsonl"
+"""A line for every trial that has ended, whatever becomes of the sweep."""
+KEPT_FIELDS = ("dataset", "raw_dir", "model", "revision")
+"""Fields of no stage's own that a file for `--config` holds all the same."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a trial's process needs."""
+
+    experiments: Sequence[Experiment]
+    """The trials', with places that do not depend on the process."""
+    method: Method
+
+
+def sweep_job(runner: Runner, resolved: Resolved) -> Figures:
+    """Try every setting; print and write the best of each N.
+
+    Raises:
+        ClusterError: no trial fits the cluster, or some failed; the same command goes on where it was.
+    """
+    config = resolved.sweep or SweepConfig()
+    if config.method != "reit":
+        resolved = full_shot(resolved)
+    trials = trials_of(config, resolved.experiment)
+    own = Sweep(runner, config, resolved, trials, [_pipeline(runner, config, t.experiment) for t in trials])
+    runner.say(f"sweep     {len(trials)} trials of {config.method}, space {config.space}")
+    runner.run(own.pipelines, until=RETRIEVE)
+    left = own.left()
+    runner.say(f"sweep     found  {len(own.keys) - len(left)} trials that were finished before")
+    if left:
+        _tune(own, left)
+    return _told(own, [own.finished(n) for n in range(len(trials))])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep's trials, and what is known of them."""
+
+    runner: Runner
+    config: SweepConfig
+    resolved: Resolved
+    trials: Sequence[Trial]
+    pipelines: Sequence[AnyPipeline]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go."""
+        name = f"sweeps/{self.runner.experiment.dataset}-{self.config.method}"
+        return Path(name if self.config.out == "auto" else self.config.out).expanduser()
+
+    def artifact(self, number: int) -> Artifact:
+        """Return what a trial makes."""
+        return _trained(self.pipelines[number]).artifact(self.runner.storage)
+
+    @property
+    def keys(self) -> dict[str, int]:
+        """What is trained, and the first trial that needs it."""
+        found: dict[str, int] = {}
+        for number, pipeline in enumerate(self.pipelines):
+            found.setdefault(_trained(pipeline).key, number)
+        return found
+
+    def left(self) -> list[int]:
+        """Return the trials that have to run: neither finished nor, with early stopping, stopped before."""
+        gone = self.stopped() if self.config.early_stopping else {}
+        return [n for key, n in self.keys.items() if key not in gone and not self.artifact(n).is_complete()]
+
+    def ended(self, number: int, last: Mapping[str, Json]) -> bool:
+        """Keep a line about a trial that has ended; return whether early stopping ended it."""
+        early = not self.artifact(number).is_complete()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = {
+            "key": _trained(self.pipelines[number]).key,
+            "trial": str(self.trials[number]),
+            "stopped": early,
+            **last,
+        }
+        with (self.folder / TRIALS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return early
+
+    def stopped(self) -> dict[str, dict[str, Json]]:
+        """Return what the lines say of stopped trials, by key; half a line of a killed sweep is no line."""
+        file, found = self.folder / TRIALS, {}
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            with suppress(ValueError):
+                said = json.loads(line)
+                if said["stopped"]:
+                    found[said["key"]] = said
+        return found
+
+    def finished(self, number: int) -> Finished:
+        """Return a trial's best validation and times."""
+        trial, artifact = self.trials[number], self.artifact(number)
+        if not artifact.is_complete():
+            said = self.stopped()[_trained(self.pipelines[number]).key]
+            return Finished(trial, {"auc": said["valid_auc"], "step": said["step"]}, stopped=True)
+        facts = artifact.manifest().facts
+        best = next(v for v in facts["valid"] if v["step"] == facts["best_step"])
+        return Finished(trial, best, facts["seconds_training"], artifact=artifact.where())
+
+
+def _pipeline(runner: Runner, config: SweepConfig, experiment: Experiment) -> AnyPipeline:
+    return runner.pipeline(experiment) if config.method == "reit" else runner.baseline(experiment)
+
+
+def _trained(pipeline: AnyPipeline) -> Stage:
+    """The stage that a trial makes."""
+    if isinstance(pipeline, BaselinePipeline):
+        return pipeline.baseline
+    if pipeline.reit is None:
+        raise RuntimeError("a sweep of an experiment that tunes nothing")
+    return pipeline.reit
+
+
+# --- trials ---------------------------------------------------------------------------------------------------------
+
+
+def _tune(own: Sweep, numbers: Sequence[int]) -> None:
+    """Run trials.
+
+    Raises:
+        ClusterError: a trial failed.
+    """
+    from ray import tune
+
+    runner, config = own.runner, own.config
+    runner.connect()
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    work = Work([_placed(runner, trial.experiment) for trial in own.trials], config.method)
+    # A share of a node's own resource in place of CPUs, which belong to the workers; it keeps trials on the driver's
+    # node, where the data set's files and paths are.
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.0001}
+    name, scheduler = f"sweep-{time.time_ns()}", None
+    if config.early_stopping:
+        scheduler = ByShots([t.shots for t in own.trials], max(_validations(e, config) for e in work.experiments))
+    with Bar("sweep", len(numbers), "trials") as bar:
+        results = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, work=work), here),
+            param_space={"number": tune.grid_search(list(numbers))},
+            tune_config=tune.TuneConfig(
+                metric="valid_auc",
+                mode="max",
+                max_concurrent_trials=min(_at_once(runner, config), len(numbers)),
+                scheduler=scheduler,
+            ),
+            run_config=tune.RunConfig(
+                name=name, storage_path=runner.storage.where(".ray"), verbose=0, callbacks=[_callback(own, bar)]
+            ),
+        ).fit()
+    runner.storage.delete(f".ray/{name}")
+    faults = [str(r.error) for r in results if r.error is not None]
+    if faults:
+        said = sorted({fault.strip().splitlines()[-1].removeprefix("RuntimeError: ") for fault in faults})
+        raise ClusterError(
+            f"{len(faults)} of {len(numbers)} trials failed; the same command goes on with them: " + "; ".join(said[:3])
+        )
+
+
+def _validations(experiment: Experiment, config: SweepConfig) -> int:
+    """Return how many validations a trial makes at most."""
+    if config.method == "reit":
+        return experiment.tune.max_epochs * experiment.tune.valid_per_epoch
+    one = experiment.textctr if as_text(config.method) is not None else experiment.baseline
+    return one.max_epochs * one.valid_per_epoch
+
+
+def _callback(own: Sweep, bar: Bar) -> Any:  # noqa: ANN401 - a Callback, whose module takes a second to load
+    from ray.tune import Callback
+
+    class Told(Callback):
+        done = 0
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ANN401
+            number, last = trial.config["number"], trial.last_result or {}
+            kept = {key: last[key] for key in ("valid_auc", "step", "validations") if key in last}
+            early = own.ended(number, kept)
+            self.done += 1
+            auc = f"valid AUC {kept['valid_auc']:.4f}" if "valid_auc" in kept else "no validation"
+            bar.say(f"  {own.trials[number]}: {auc}{' (stopped early)' if early else ''}")
+            bar.to(self.done)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ANN401
+            bar.say(f"  {own.trials[trial.config['number']]}: failed")
+
+    return Told()
+
+
+def _at_once(runner: Runner, config: SweepConfig) -> int:
+    """Return how many trials run at a time.
+
+    Raises:
+        ClusterError: not one fits; says what is missing.
+    """
+    cluster = runner.experiment.cluster
+    group, have = resources(cluster), ray.cluster_resources()
+    room = min(int(have.get(name, 0) // (need * group.workers)) for name, need in group.per_worker().items())
+    if room < 1:
+        raise ClusterError(f"a trial's {group.workers} workers do not fit the cluster; lower --cluster.workers")
+    if config.at_once == "auto":
+        return room
+    if config.at_once > room:
+        each = ", ".join(f"{need * group.workers:g} {name}" for name, need in group.per_worker().items())
+        raise ClusterError(
+            f"--sweep.at-once {config.at_once}: a trial takes {each}, so the cluster has room for {room}: lower it, or "
+            "--cluster.workers"
+        )
+    return config.at_once
+
+
+def _placed(runner: Runner, experiment: Experiment) -> Experiment:
+    raw = experiment.raw_dir
+    return replace(
+        experiment,
+        storage=runner.storage.uri,
+        raw_dir=raw if raw is None or "://" in raw else str(Path(raw).expanduser().absolute()),
+        restart="none",
+    )
+
+
+def _trial(config: dict[str, Any], work: Work) -> None:
+    """A trial, in a process of its own: one adapter or baseline, its validations told to Tune as they come."""
+    from ray import tune
+
+    experiment, faults = work.experiments[config["number"]], []
+
+    def make() -> None:
+        try:
+            with Runner(experiment, say=lambda line: None) as runner:
+                pipeline = _pipeline(runner, SweepConfig(method=work.method), experiment)
+                runner.run([pipeline], until=_trained(pipeline).name)
+        except BaseException as error:
+            faults.append(error)
+
+    # Tune stops a trial where it reports; the training runs beside.
+    thread, told = threading.Thread(target=make, daemon=True), 0
+    thread.start()
+    while True:
+        alive = thread.is_alive()
+        for metrics in RemoteProgress.measures(told):
+            told += 1
+            tune.report({"valid_auc": metrics["auc"], "validations": told, **metrics})
+        if not alive:
+            break
+        thread.join(POLL_SECONDS)
+    if faults:
+        known = explained(faults[0])
+        raise RuntimeError(str(known) if isinstance(known, RellaError) else f"{type(known).__name__}: {known}")
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def _told(own: Sweep, finished: Sequence[Finished]) -> Figures:
+    """Print the table and the curve, write the files, return the figures."""
+    runner, best = own.runner, best_by_shots(finished)
+    chosen = {n: own.pipelines[list(finished).index(one)] for n, one in best.items()}
+    if own.config.test:
+        runner.run(list(chosen.values()))
+    own.folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Json]] = []
+    for n, one in best.items():
+        row: dict[str, Json] = {"shots": n, **one.trial.values, "valid_auc": round(one.valid["auc"], 6)}
+        if own.config.test:
+            found = estimates(runner, chosen[n])
+            row |= {f"test_{m}": round(getattr(found, m).value, 6) for m in METRICS}
+            row |= {f"test_{m}_se": round(getattr(found, m).standard_error, 6) for m in METRICS}
+        rows.append(row | {"config": str(_write(own, n, one))})
+    body = {
+        "method": own.config.method,
+        "sweep": asdict(own.config),
+        "best": rows,
+        "trials": [_line(one) for one in finished],
+        "code": code_version(),
+    }
+    (own.folder / "sweep.json").write_text(json.dumps(body, indent=1) + "\n")
+    print("\n" + _table(own, rows))
+    return {"method": own.config.method, "trials": len(finished), "best": rows, "file": str(own.folder / "sweep.json")}
+
+
+def _line(one: Finished) -> dict[str, Json]:
+    return {**one.trial.values, "shots": one.trial.shots, "valid": dict(one.valid), "seconds": one.seconds,
+            "stopped": one.stopped, "artifact": one.artifact}  # fmt: skip
+
+
+def _write(own: Sweep, n: Shots, one: Finished) -> Path:
+    """Write the file that runs the best setting of an N again."""
+    job = "jobs/reit.py" if own.config.method == "reit" else f"jobs/baseline.py --model {own.config.method}"
+    file = own.folder / f"best-n{n}.yaml"
+    note = f"best of {own.config.space} at N = {n}: validation AUC {one.valid['auc']:.6f}; {job} --config {file}"
+    file.write_text(yaml_of(one.trial, _said(own.resolved), note))
+    return file
+
+
+def _said(resolved: Resolved) -> Values:
+    """Return what the sweep's user set and a file for `--config` has to say again."""
+    e = resolved.experiment
+    set_ = {
+        name for name, source in resolved.sources.items() if source.split()[0] in ("flag", "file", "preset", "call")
+    }
+    found = {
+        name: value
+        for name, value, stages in leaves(e)
+        if name in set_ and (stages or name in KEPT_FIELDS) and name != "dataset_file"
+    }
+    return {**found, "dataset": e.dataset_file or e.dataset, "model": e.model}
+
+
+def _table(own: Sweep, rows: Sequence[Mapping[str, Json]]) -> str:
+    """Return the best of each N as a table, with the bars of the curve over N."""
+    names = [n for n in rows[0] if n not in ("shots", "config") and not n.endswith("_se")] if rows else []
+    shown = [["N", *(n.rpartition(".")[2] for n in names)]]
+    shown += [
+        [str(r["shots"]), *(f"{r[n]:.4f}" if "auc" in n or "test" in n else f"{r[n]:g}" for n in names)] for r in rows
+    ]
+    widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in shown]
+    e = own.runner.experiment
+    title = (
+        f"{own.config.method} on {e.dataset}, K = {e.k}: best of each N by validation AUC ({len(own.trials)} trials)"
+    )
+    return "\n".join([title, *lines])

@@ -1,0 +1,108 @@
+"""Sweeps through the command line on the synthetic data set, on Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rella.artifacts import list_artifacts
+from rella.storage import Storage
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--data.sample-users=120",
+    "--k=5",
+    "--tune.max-epochs=1",
+    "--tune.valid-rows=50",
+    "--test-rows=100",
+    "--cluster.workers=1",
+)
+
+
+def job(name: str, storage: Path, folder: Path, *words: str) -> tuple[int, str, dict[str, Any]]:
+    command = [sys.executable, str(ROOT / f"jobs/{name}.py"), "--storage", str(storage), *words]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RELLA_"))}
+    done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, timeout=400, check=False)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return done.returncode, done.stdout + done.stderr, json.loads(last) if last.startswith("{") else {}
+
+
+def made(storage: Path, stage: str) -> list[Any]:
+    return [a for a in list_artifacts(Storage(str(storage))) if f"/{stage}/" in a.path and a.is_complete()]
+
+
+@pytest.mark.ray
+def test_the_best_of_each_n_runs_again_to_the_same_metrics(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("tune.learning_rate: [0.0001, 0.006]\n")
+    flags = [*SMALL, "--sweep.space=space.yaml", "--sweep.shots=[32, 64]"]
+    code, out, figures = job("sweep", tmp_path / "storage", tmp_path, *flags)
+    assert code == 0, out
+    assert figures["trials"] == 4
+    assert [row["shots"] for row in figures["best"]] == [32, 64]
+    assert len(made(tmp_path / "storage", "reit")) == 4
+    for stage in ("prepare", "embed", "pca", "retrieve"):
+        assert len(made(tmp_path / "storage", stage)) == 1, "upstream is computed once"
+    assert len({str(a.manifest().inputs) for a in made(tmp_path / "storage", "reit")}) == 1
+    body = json.loads((tmp_path / figures["file"]).read_text())
+    for row in figures["best"]:
+        tried = [t for t in body["trials"] if t["shots"] == row["shots"]]
+        assert row["valid_auc"] == pytest.approx(max(t["valid"]["auc"] for t in tried), abs=1e-6)
+    # Nothing is tried twice.
+    code, again, same = job("sweep", tmp_path / "storage", tmp_path, *flags)
+    assert code == 0, again
+    assert "found  4 trials" in again
+    assert same["best"] == figures["best"]
+    # In a storage of its own the file gives what the sweep said.
+    best = figures["best"][1]
+    words = ["--config", best["config"], "--cluster.workers=1", "--variants=ours"]
+    code, out, alone = job("reit", tmp_path / "other", tmp_path, *words)
+    assert code == 0, out
+    assert alone["variants"]["ours"]["auc"] == pytest.approx(best["test_auc"], abs=1e-5)
+    assert alone["variants"]["ours"]["log_loss"] == pytest.approx(best["test_log_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_baseline_stops_early_within_its_n(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("baseline.learning_rate: [0.0000001, 0.001, 0.003, 0.00000001]\n")
+    flags = [
+        "--data.sample-users=150",
+        "--k=5",
+        "--baseline.max-epochs=20",
+        "--baseline.patience=20",
+        "--baseline.embedding-dim=8",
+        "--baseline.batch-size=64",
+        "--cluster.workers=1",
+        "--test-rows=all",
+        "--sweep.space=space.yaml",
+        "--sweep.method=din",
+        "--sweep.shots=[512]",
+        "--sweep.early-stopping=true",
+        "--sweep.at-once=2",
+    ]
+    code, out, figures = job("sweep", tmp_path / "storage", tmp_path, *flags)
+    assert code == 0, out
+    body = json.loads((tmp_path / figures["file"]).read_text())
+    stopped = [t["baseline.learning_rate"] for t in body["trials"] if t["stopped"]]
+    assert stopped, "no trial was stopped"
+    assert set(stopped) <= {1e-7, 1e-8}
+    assert figures["best"][0]["baseline.learning_rate"] >= 1e-3
+    code, again, same = job("sweep", tmp_path / "storage", tmp_path, *flags)
+    assert code == 0, again
+    assert "found  4 trials" in again, "what was stopped is not tried again"
+    assert same["best"] == figures["best"]
+
+
+@pytest.mark.ray
+def test_more_trials_at_once_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:
+    code, out, _ = job("sweep", tmp_path / "storage", tmp_path, *SMALL, "--sweep.at-once=99", "--sweep.shots=[16]")
+    assert code == 1
+    assert "--sweep.at-once 99: a trial takes 1 CPU, so the cluster has room for" in out
