@@ -52,3 +52,10 @@ class WorkerError(RellaError, RuntimeError):
     def __init__(self, message: str, trace: str = "", ours: bool = True) -> None:
         super().__init__(message)
         self.trace, self.ours = trace, ours
+
+
+STOPPED = "stopped early"
+
+
+class StoppedError(RellaError):
+    """Training ended at a validation because its sweep wants no more of it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from rella.sweep import Shots
 
@@ -14,16 +14,19 @@ GRACE, REDUCTION = 2, 2
 
 
 class ByShots(FIFOScheduler):
-    """One ASHA for each N.
+    """One ASHA for each N, which asks trials to end instead of having Tune end them.
+
+    Tune would kill a trial's process, and the placement group of its training would stay where no dashboard runs.
 
     Args:
         shots: N of every trial, by its number.
         validations: that a trial makes at most.
+        stop: is given the number of a trial that is to end.
     """
 
-    def __init__(self, shots: Sequence[Shots], validations: int) -> None:
+    def __init__(self, shots: Sequence[Shots], validations: int, stop: Callable[[int], None]) -> None:
         super().__init__()
-        self._shots = list(shots)
+        self._shots, self._stop = list(shots), stop
         # A trial ends by itself: stopped after its last validation it would not write what it made.
         self._each = {
             n: AsyncHyperBandScheduler(
@@ -44,9 +47,11 @@ class ByShots(FIFOScheduler):
         self._own(trial).on_trial_add(controller, trial)
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ANN401
-        """Return whether the trial goes on."""
-        said: str = self._own(trial).on_trial_result(controller, trial, result)
-        return said
+        """Ask the trial to end where its N's says so."""
+        if self._own(trial).on_trial_result(controller, trial, result) == TrialScheduler.STOP:
+            self._stop(trial.config["number"])
+        continues: str = TrialScheduler.CONTINUE
+        return continues
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
         """Tell its N's."""

@@ -20,7 +20,7 @@ import ray
 
 from rella.config import ClusterConfig
 from rella.digests import cache_folder
-from rella.errors import ClusterError, RellaError
+from rella.errors import STOPPED, ClusterError, RellaError, StoppedError
 from rella.progress import Bar
 from rella.storage import SUBMITTED_JOB, Storage
 
@@ -287,6 +287,7 @@ class _Counter:
         self.at: dict[int, int] = {}
         self.lines: list[str] = []
         self.measured: list[dict[str, float]] = []
+        self.stopped = False
         self.failed: dict[str, Any] | None = None
 
     def add(self, topic: int, rows: int, note: str) -> None:
@@ -305,10 +306,14 @@ class _Counter:
         if topic == self.topic and line not in self.lines:
             self.lines.append(line)
 
-    def measure(self, topic: int, metrics: dict[str, float]) -> None:
+    def measure(self, topic: int, metrics: dict[str, float]) -> bool:
         # A group that starts again validates some steps again.
         if topic == self.topic and all(metrics["step"] > m["step"] for m in self.measured[-1:]):
             self.measured.append(metrics)
+        return self.stopped
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def measures(self, known: int) -> list[dict[str, float]]:
         return self.measured[known:]
@@ -347,8 +352,13 @@ class ProgressHandle:
         ray.get(self.counter.tell.remote(self.topic, line))
 
     def measure(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell what a validation after `step` said; returns at once."""
-        self.counter.measure.remote(self.topic, {**metrics, "step": step})
+        """Tell what a validation after `step` said.
+
+        Raises:
+            StoppedError: the training is to end here.
+        """
+        if ray.get(self.counter.measure.remote(self.topic, {**metrics, "step": step})):
+            raise StoppedError(STOPPED)
 
     def fail(self, failed: dict[str, Any]) -> None:
         """Keep the first error (from `failure`) that starting again would not mend."""
@@ -383,6 +393,12 @@ class RemoteProgress:
             return []
         found: list[dict[str, float]] = ray.get(cls._counter.measures.remote(known))
         return found
+
+    @classmethod
+    def stop(cls) -> None:
+        """End this process's training at its next validation."""
+        if cls._counter is not None:
+            ray.get(cls._counter.stop.remote())
 
     @classmethod
     def forget(cls) -> None:

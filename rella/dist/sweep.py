@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from rella.dist.context import AnyPipeline
 from rella.dist.jobs import Figures, estimates, full_shot
 from rella.dist.run import Runner
 from rella.dist.session import RemoteProgress, explained, resources
-from rella.errors import ClusterError, RellaError
+from rella.errors import STOPPED, ClusterError, RellaError, WorkerError
 from rella.pipeline import Stage
 from rella.progress import Bar
 from rella.provenance import code_version
@@ -50,6 +49,8 @@ class Work:
     experiments: Sequence[Experiment]
     """The trials', with places that do not depend on the process."""
     method: Method
+    stops: Any
+    """Handle of `_Stops`."""
 
 
 def sweep_job(runner: Runner, resolved: Resolved) -> Figures:
@@ -64,11 +65,13 @@ def sweep_job(runner: Runner, resolved: Resolved) -> Figures:
     trials = trials_of(config, resolved.experiment)
     own = Sweep(runner, config, resolved, trials, [_pipeline(runner, config, t.experiment) for t in trials])
     runner.say(f"sweep     {len(trials)} trials of {config.method}, space {config.space}")
-    runner.run(own.pipelines, until=RETRIEVE)
     left = own.left()
     runner.say(f"sweep     found  {len(own.keys) - len(left)} trials that were finished before")
+    # What does not fit is to be said before anything is computed.
+    at_once = _at_once(runner, config) if left else 0
+    runner.run(own.pipelines, until=RETRIEVE)
     if left:
-        _tune(own, left)
+        _tune(own, left, at_once)
     return _told(own, [own.finished(n) for n in range(len(trials))])
 
 
@@ -156,7 +159,7 @@ def _trained(pipeline: AnyPipeline) -> Stage:
 # --- trials ---------------------------------------------------------------------------------------------------------
 
 
-def _tune(own: Sweep, numbers: Sequence[int]) -> None:
+def _tune(own: Sweep, numbers: Sequence[int], at_once: int) -> None:
     """Run trials.
 
     Raises:
@@ -165,15 +168,16 @@ def _tune(own: Sweep, numbers: Sequence[int]) -> None:
     from ray import tune
 
     runner, config = own.runner, own.config
-    runner.connect()
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    work = Work([_placed(runner, trial.experiment) for trial in own.trials], config.method)
+    stops = _Stops.remote()  # type: ignore[attr-defined]
+    work = Work([_placed(runner, trial.experiment) for trial in own.trials], config.method, stops)
     # A share of a node's own resource in place of CPUs, which belong to the workers; it keeps trials on the driver's
     # node, where the data set's files and paths are.
     here = {f"node:{ray.util.get_node_ip_address()}": 0.0001}
     name, scheduler = f"sweep-{time.time_ns()}", None
     if config.early_stopping:
-        scheduler = ByShots([t.shots for t in own.trials], max(_validations(e, config) for e in work.experiments))
+        most = max(_validations(e, config) for e in work.experiments)
+        scheduler = ByShots([t.shots for t in own.trials], most, lambda number: ray.get(stops.ask.remote(number)))
     with Bar("sweep", len(numbers), "trials") as bar:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, work=work), here),
@@ -181,7 +185,7 @@ def _tune(own: Sweep, numbers: Sequence[int]) -> None:
             tune_config=tune.TuneConfig(
                 metric="valid_auc",
                 mode="max",
-                max_concurrent_trials=min(_at_once(runner, config), len(numbers)),
+                max_concurrent_trials=min(at_once, len(numbers)),
                 scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
@@ -211,6 +215,10 @@ def _callback(own: Sweep, bar: Bar) -> Any:  # noqa: ANN401 - a Callback, whose 
     class Told(Callback):
         done = 0
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Tune keeps a copy for a restart of its own, which nothing here uses.
+            return Callback, ()
+
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ANN401
             number, last = trial.config["number"], trial.last_result or {}
             kept = {key: last[key] for key in ("valid_auc", "step", "validations") if key in last}
@@ -232,6 +240,7 @@ def _at_once(runner: Runner, config: SweepConfig) -> int:
     Raises:
         ClusterError: not one fits; says what is missing.
     """
+    runner.connect()
     cluster = runner.experiment.cluster
     group, have = resources(cluster), ray.cluster_resources()
     room = min(int(have.get(name, 0) // (need * group.workers)) for name, need in group.per_worker().items())
@@ -258,34 +267,66 @@ def _placed(runner: Runner, experiment: Experiment) -> Experiment:
     )
 
 
-def _trial(config: dict[str, Any], work: Work) -> None:
-    """A trial, in a process of its own: one adapter or baseline, its validations told to Tune as they come."""
-    from ray import tune
+@ray.remote(num_cpus=0)
+class _Stops:
+    """Which trials early stopping wants to end."""
 
-    experiment, faults = work.experiments[config["number"]], []
+    def __init__(self) -> None:
+        self.numbers: set[int] = set()
 
-    def make() -> None:
+    def ask(self, number: int) -> None:
+        self.numbers.add(number)
+
+    def asked(self, number: int) -> bool:
+        return number in self.numbers
+
+
+@ray.remote(num_cpus=0, max_concurrency=2)
+class _Driver:
+    """What makes a trial's adapter or baseline, beside the process that Tune talks to.
+
+    Tune gives that process a placement group, in which everything that it starts itself would have to fit.
+    """
+
+    def run(self, experiment: Experiment, method: Method) -> str:
+        """Make it; return what went wrong, or nothing."""
         try:
             with Runner(experiment, say=lambda line: None) as runner:
-                pipeline = _pipeline(runner, SweepConfig(method=work.method), experiment)
+                pipeline = _pipeline(runner, SweepConfig(method=method), experiment)
                 runner.run([pipeline], until=_trained(pipeline).name)
-        except BaseException as error:
-            faults.append(error)
+        except Exception as error:
+            known = explained(error)
+            if isinstance(known, WorkerError) and STOPPED in str(known):
+                return ""
+            return str(known) if isinstance(known, RellaError) else f"{type(known).__name__}: {known}"
+        return ""
 
-    # Tune stops a trial where it reports; the training runs beside.
-    thread, told = threading.Thread(target=make, daemon=True), 0
-    thread.start()
-    while True:
-        alive = thread.is_alive()
-        for metrics in RemoteProgress.measures(told):
+    def measures(self, known: int) -> list[dict[str, float]]:
+        """Return the validations behind the first `known`."""
+        return RemoteProgress.measures(known)
+
+    def stop(self) -> None:
+        """End the training at its next validation."""
+        RemoteProgress.stop()
+
+
+def _trial(config: dict[str, Any], work: Work) -> None:
+    """A trial: one adapter or baseline, its validations told to Tune as they come."""
+    from ray import tune
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    driver, number = _Driver.options(scheduling_strategy=here).remote(), config["number"]  # type: ignore[attr-defined]
+    running, told, ended = driver.run.remote(work.experiments[number], work.method), 0, False
+    while not ended:
+        ended = bool(ray.wait([running], timeout=POLL_SECONDS)[0])
+        for metrics in ray.get(driver.measures.remote(told)):
             told += 1
             tune.report({"valid_auc": metrics["auc"], "validations": told, **metrics})
-        if not alive:
-            break
-        thread.join(POLL_SECONDS)
-    if faults:
-        known = explained(faults[0])
-        raise RuntimeError(str(known) if isinstance(known, RellaError) else f"{type(known).__name__}: {known}")
+        if not ended and ray.get(work.stops.asked.remote(number)):
+            ray.get(driver.stop.remote())
+    if fault := ray.get(running):
+        raise RuntimeError(fault)
 
 
 # --- results --------------------------------------------------------------------------------------------------------

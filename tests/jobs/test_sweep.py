@@ -104,5 +104,5 @@ def test_a_baseline_stops_early_within_its_n(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_more_trials_at_once_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:
     code, out, _ = job("sweep", tmp_path / "storage", tmp_path, *SMALL, "--sweep.at-once=99", "--sweep.shots=[16]")
-    assert code == 1
+    assert code == 1, out
     assert "--sweep.at-once 99: a trial takes 1 CPU, so the cluster has room for" in out
