@@ -2,8 +2,7 @@
 
 import sys
 
-from rella.dist.jobs import main
-from rella.dist.sweep import sweep_job
+from rella.dist.jobs import main, sweep_job
 
 if __name__ == "__main__":
     sys.exit(main("sweep", __doc__, sweep_job, sweeps=True))

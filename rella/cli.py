@@ -16,14 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rella.config import BASELINES, DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
 from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
 from rella.errors import InputError
-
-if TYPE_CHECKING:
-    from rella.sweep import SweepConfig
+from rella.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,6 @@ def _parser(prog: str, description: str, sweeps: bool = False) -> Any:  # noqa: 
     parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
     if sweeps:
-        from rella.sweep import SweepConfig
-
         parser.add_class_arguments(SweepConfig, nested_key="sweep")
     return parser
 
@@ -225,8 +221,6 @@ def parse(argv: Sequence[str] | None, prog: str, description: str, sweeps: bool 
 
 def _sweep(values: Mapping[str, Any]) -> SweepConfig:
     from jsonargparse import ArgumentParser
-
-    from rella.sweep import SweepConfig
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SweepConfig, nested_key=None)

@@ -231,8 +231,9 @@ class Experiment:
     storage: str | None = None
     """Folder or URI for artifacts; default `$RELLA_STORAGE`, else `~/rella`."""
     model: str = "tiny"
-    """Base LLM: a preset (`tiny`, `vicuna-7b`, `vicuna-13b`, `mistral-7b`, `falcon-7b`, `llama-2-70b-chat`), a folder
-    or a hub name. Keys hold the digest of what is in it, or the hub's commit, whatever it is called."""
+    """Base LLM: a preset (`tiny`, `vicuna-7b`, `vicuna-13b`, `mistral-7b`, `falcon-7b`, `llama-2-70b-chat`), a folder,
+    a hub name, or a URI such as s3://bucket/model, which every node copies once. Keys hold the digest of what is in it,
+    or the hub's commit, whatever it is called."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; the resolved commit is what keys hold."""
     precision: Precision = field(default="float16", metadata=_in(EMBED, REIT, SCORE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rella.artifacts import digest
 from rella.backbones import BACKBONES, backbone_of
 from rella.digests import file_digest
 from rella.errors import InputError, MissingError
+from rella.model_store import is_remote, local_model
 
 TINY = Path(__file__).resolve().parent / "assets" / "tiny"
 """The stand-in LLM that ships with the package."""
@@ -37,7 +38,7 @@ class ModelIdentity:
 
     name: str
     source: str
-    """A folder of this machine, or a hub name."""
+    """A folder of this machine, a hub name, or a URI."""
     revision: str | None
     """The hub's commit; None for a folder."""
     digest: str
@@ -48,9 +49,23 @@ class ModelIdentity:
     model_type: str
     """The architecture, as in config.json; of a model with a language model inside, the outer one, which is loaded."""
 
+    @property
+    def place(self) -> str:
+        """What libraries load it from: a folder of this machine, to which a URI's files are copied once, or a hub name.
+
+        Raises:
+            InputError: what is at the URI is not what was resolved.
+        """
+        if not is_remote(self.source):
+            return self.source
+        folder = local_model(self.source)
+        if _identify_folder(folder, self.name).digest != self.digest:
+            raise InputError(f"model {self.source} changed since the job began: start it again")
+        return str(folder)
+
 
 def identify(model: str, revision: str | None = None, flag: str = "--model") -> ModelIdentity:
-    """Resolve a preset, folder or hub name; `HF_TOKEN` and offline mode are the hub library's own.
+    """Resolve a preset, folder, URI or hub name; `HF_TOKEN` and offline mode are the hub library's own.
 
     Args:
         model: which one.
@@ -63,6 +78,10 @@ def identify(model: str, revision: str | None = None, flag: str = "--model") -> 
     """
     if model == "tiny":
         return _identify_folder(TINY, "tiny")
+    if is_remote(model):
+        uri = model.rstrip("/")
+        name = uri.partition("?")[0].rpartition("/")[2]
+        return replace(_identify_folder(local_model(uri), name), source=uri)
     if Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
         return _identify_folder(folder, folder.name)

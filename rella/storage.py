@@ -156,6 +156,13 @@ class Storage:
         keep = [i.path for i in found if i.type in kinds and not _LEFT_OVER.search(i.path)]
         return sorted(p[len(self._root) + 1 :] for p in keep)
 
+    def states(self, path: str) -> dict[str, tuple[int, int]]:
+        """Return size in bytes and time of change in nanoseconds of every file below `path`, by path."""
+        names = self.list(path, recursive=True)
+        with _explained(f"cannot list {self.shown(path)}"):
+            found = self._fs.get_file_info([self.absolute(p) for p in names])
+        return {p: (int(i.size or 0), int(i.mtime_ns or 0)) for p, i in zip(names, found, strict=True)}
+
     def size(self, path: str) -> int:
         """Return the bytes of one file, or of all the files below a folder."""
         with _explained(f"cannot measure {self.shown(path)}"):

@@ -30,6 +30,7 @@ CORE = {
     "leases",
     "digests",
     "models",
+    "model_store",
     "backbones",
     "wording",
     "dataset_file",
@@ -41,6 +42,7 @@ CORE = {
     "metrics",
     "progress",
     "sweep",
+    "sweep_config",
 }
 """Knows nothing of data, prompts or models' insides."""
 METHOD = {"data", "prompts", "pca", "retrieval", "paper"}

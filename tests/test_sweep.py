@@ -10,7 +10,8 @@ import pytest
 from rella.baselines import Baseline
 from rella.cli import parse, resolve
 from rella.errors import InputError, MissingError
-from rella.sweep import Finished, SweepConfig, Trial, best_by_shots, read_space, trials_of, yaml_of
+from rella.sweep import Finished, Trial, best_by_shots, read_space, trials_of, yaml_of
+from rella.sweep_config import SweepConfig
 
 ML_1M = resolve({"dataset": "ml-1m", "model": "vicuna-13b"}).experiment
 SAMPLE = resolve({}).experiment

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from rella.sweep import Shots
+from rella.sweep_config import Shots
 
 GRACE, REDUCTION = 2, 2
 """The first comparison comes after two validations, the next after four, ...; the better half goes on."""

@@ -13,7 +13,8 @@ import ray
 
 from rella.artifacts import Artifact, Layout, Part
 from rella.config import Experiment
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
+from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.split import how_to_load, run_split
 from rella.models import ModelIdentity

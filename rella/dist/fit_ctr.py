@@ -21,8 +21,9 @@ from rella.data.selection import Chosen, SubsetRule, choose, split_ids, split_su
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared
 from rella.dist.group import guarded, launch
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.score import score_table, scored_samples
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.tune_lm import finished_run, outcomes, write_result
 from rella.errors import InputError

@@ -19,7 +19,8 @@ import ray
 from rella.artifacts import Json, Part
 from rella.dist.fit_ctr import WEIGHTS
 from rella.dist.group import guarded, launch
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
+from rella.dist.session import Resources
 from rella.dist.text_material import TextMaterial, TextTask, make_text_material
 from rella.dist.tune_lm import outcomes, write_result
 from rella.models import identify

@@ -10,7 +10,8 @@ from typing import Any
 
 from rella.artifacts import Artifact
 from rella.config import Experiment
-from rella.dist.session import ProgressHandle, Resources, explained, failure
+from rella.dist.remote_progress import ProgressHandle
+from rella.dist.session import Resources, explained, failure
 from rella.errors import ClusterError, RellaError, WorkerError
 
 RESIZE_SECONDS = 15.0

@@ -11,23 +11,17 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from rella.artifacts import Artifact, Json
+from rella.artifacts import Artifact
 from rella.baseline_pipeline import refuse_idle
 from rella.baselines import as_text
 from rella.cli import Resolved, parse, resolve
 from rella.config import DATASETS, Experiment
 from rella.data.facts import checks, table1_text
-from rella.data.tables import column
-from rella.dist.context import AnyPipeline
+from rella.dist.figures import Figures, estimates, full_shot
 from rella.dist.run import Runner
 from rella.errors import ArtifactError, InputError, RellaError, WorkerError
-from rella.metrics import BootstrapEstimates, bootstrap_users
 from rella.pipeline import Pipeline, Variant, chosen_variants
 from rella.report.tables import METRICS, Row, table3
-
-Figures = dict[str, Json]
 
 MOST_LINES = 12
 """Of the text of an error that the program does not know."""
@@ -201,6 +195,13 @@ def reit_job(runner: Runner) -> Figures:
     return {"variants": table, "rows": pipelines[0].score.artifact(runner.storage).manifest().rows}
 
 
+def sweep_job(runner: Runner, resolved: Resolved) -> Figures:
+    """Many settings, the best of each N, and the curve over N."""
+    from rella.dist.sweep import sweep
+
+    return sweep(runner, resolved)
+
+
 WORDS = {
     "--model": "--baseline.model",
     "--search": "--baseline.search",
@@ -224,14 +225,6 @@ def baseline_settings(resolved: Resolved) -> Resolved:
     """
     refuse_idle(resolved.experiment, {name for name, source in resolved.sources.items() if source == "flag"})
     return full_shot(resolved)
-
-
-def full_shot(resolved: Resolved) -> Resolved:
-    """Return the experiment on the whole training split, as the paper's baselines, unless somebody set N."""
-    if resolved.sources.get("shots", "default").partition(" ")[0] in ("flag", "file", "preset", "call"):
-        return resolved
-    experiment = replace(resolved.experiment, shots="all")
-    return replace(resolved, experiment=experiment, sources={**resolved.sources, "shots": "jobs/baseline.py"})
 
 
 def baseline_job(runner: Runner) -> Figures:
@@ -294,22 +287,6 @@ def _by_seed(runner: Runner, variant: Variant) -> list[Pipeline]:
     e = runner.experiment
     seeds = range(e.seed, e.seed + (e.seeds if variant.tuned else 1))
     return [runner.pipeline(variant.apply(replace(e, seed=seed))) for seed in seeds]
-
-
-def estimates(runner: Runner, pipeline: AnyPipeline) -> BootstrapEstimates:
-    """Return a run's metrics on all scored rows, with their spread over users.
-
-    Raises:
-        InputError: samples without labels, or all of one class.
-    """
-    scores = pipeline.score.artifact(runner.storage).read()
-    missing = scores.column("label").null_count
-    if missing:
-        raise InputError(f"{missing} of the {len(scores)} scored samples have no label: metrics are undefined")
-    users = pipeline.prepare.artifact(runner.storage).read("users", ["offset"])
-    # A sample of the data set is the row of its target among the interactions, which are sorted by user.
-    user = np.searchsorted(column(users, "offset"), column(scores, "sample_id"), side="right")
-    return bootstrap_users(user, column(scores, "label"), column(scores, "probability"))
 
 
 def caption(runner: Runner, pipeline: Pipeline) -> str:

@@ -57,7 +57,7 @@ def base_model(runner: Context) -> tuple[ModelIdentity, Shape]:
 
 
 def _config_of(model: ModelIdentity) -> dict[str, Any]:
-    folder = Path(model.source)
+    folder = Path(model.place)
     if not folder.is_dir():
         from huggingface_hub import hf_hub_download
 

@@ -25,7 +25,8 @@ from rella.config import Experiment
 from rella.data.selection import SubsetRule, choose, wanted_ids
 from rella.data.tables import Histories, column
 from rella.dist.embed import vectors_of
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
+from rella.dist.session import Resources
 from rella.dist.shards import MIN_SHARDS, Shard, by_cost, cut_at, run_shards
 from rella.errors import ArtifactError, InputError
 from rella.retrieval import engines

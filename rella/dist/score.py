@@ -18,7 +18,8 @@ from rella.data.questions import Catalogue, Neighbours, questions
 from rella.data.selection import Chosen, SubsetRule, choose, split_subset
 from rella.data.tables import Tables
 from rella.dist.dataset import Shared, catalogue_of
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
+from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.split import how_to_load, run_split
 from rella.models import ModelIdentity

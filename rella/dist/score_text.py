@@ -13,8 +13,9 @@ from rella.config import Experiment
 from rella.data.selection import Chosen
 from rella.data.tables import Tables
 from rella.dist.fit_ctr import WEIGHTS
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.score import score_table, scored_samples
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.text_material import TextTask
 

@@ -15,7 +15,8 @@ import ray
 from rella.artifacts import Artifact, Part
 from rella.config import Experiment
 from rella.dist.group import guarded, launch, setup_process
-from rella.dist.session import ProgressHandle, Resources
+from rella.dist.remote_progress import ProgressHandle
+from rella.dist.session import Resources
 from rella.dist.shards import Shard
 from rella.errors import ArtifactError, ClusterError
 

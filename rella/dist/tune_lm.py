@@ -21,8 +21,9 @@ from rella.config import Experiment
 from rella.dist.dataset import Shared
 from rella.dist.group import guarded, launch, setup_process
 from rella.dist.material import Material, make_material
+from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.score import ADAPTER
-from rella.dist.session import ProgressHandle, RemoteProgress, Resources
+from rella.dist.session import Resources
 from rella.errors import ArtifactError
 from rella.models import BASE_FILE, ModelIdentity
 from rella.wording import Wording

@@ -52,7 +52,7 @@ def load_tokenizer(model: ModelIdentity) -> Any:  # noqa: ANN401 - transformers 
     from transformers import AutoTokenizer
 
     with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(model.source, revision=model.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model.place, revision=model.revision, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -83,7 +83,7 @@ def load_base(
         own = {"quantization_config": _quantized(quantize, precision), "device_map": {"": device}}
     with quiet_libraries():
         loaded = kind.from_pretrained(
-            model.source, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False, **own
+            model.place, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False, **own
         )
     for module in loaded.modules() if own else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -59,7 +59,7 @@ def load_split_base(
     kind = AutoModelForCausalLM if head else AutoModel
     with quiet_libraries():
         loaded = kind.from_pretrained(
-            model.source, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False
+            model.place, revision=model.revision, dtype=DTYPES[precision], trust_remote_code=False
         )
     del reading
     loaded.config.use_cache = False

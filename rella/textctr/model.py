@@ -161,14 +161,14 @@ def load_pretrained(
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            config = AutoConfig.from_pretrained(model.source, **where)
+            config = AutoConfig.from_pretrained(model.place, **where)
             for name in _DROPOUT:
                 if hasattr(config, name):
                     setattr(config, name, dropout)
             if num_labels is not None:
                 config.num_labels = num_labels
             loaded, told = kind.from_pretrained(
-                model.source,
+                model.place,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,

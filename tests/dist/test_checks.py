@@ -23,7 +23,7 @@ FACTS = {"items": 62_423, "samples": 24_187_390, "train": 19_349_912, "valid": 2
         ("embed", {}, 62_423 * 4096 * 4),
         ("pca", {}, 62_423 * 512 * 4),
         ("pca", {"pca_dim": "none"}, 62_423 * 4096 * 4),
-        ("retrieve", {}, 24_187_390 * 80 * 2),
+        ("retrieve", {}, 24_187_390 * 80 * 2 * 2),
         ("retrieve", {"retrieve": RetrieveConfig(samples="test:100")}, 0),
         ("reit", {}, 0),
         ("score", {}, 2_418_739 * 32),
@@ -33,4 +33,4 @@ FACTS = {"items": 62_423, "samples": 24_187_390, "train": 19_349_912, "valid": 2
 def test_the_room_that_a_stage_asks_for(stage: str, changes: dict[str, Any], expected: int) -> None:
     pipeline = build(replace(Experiment(), **changes), {"raw": "a"}, MODEL)
     found = {s.name: s for s in pipeline.stages()}[stage]
-    assert space_needed(found, pipeline, FACTS, 4096) == expected + SPARE_BYTES
+    assert space_needed(found, pipeline.experiment, FACTS, 4096) == expected + SPARE_BYTES

@@ -178,7 +178,8 @@ def test_damage_between_finding_and_merging_is_named(place: Place, monkeypatch: 
     import ray
 
     from rella.dist import retrieve
-    from rella.dist.session import RemoteProgress, resources
+    from rella.dist.remote_progress import RemoteProgress
+    from rella.dist.session import resources
 
     place.run()
     victim = min(place.work())

@@ -109,7 +109,7 @@ def test_progress_arrives_from_workers_and_stragglers_do_not_move_the_next_bar(
 ) -> None:
     import ray
 
-    from rella.dist.session import RemoteProgress
+    from rella.dist.remote_progress import RemoteProgress
 
     with RemoteProgress("first", 10, "rows") as first:
         first.handle.report(4)
@@ -156,7 +156,7 @@ def test_a_worker_of_two_threads_writes_while_it_computes_the_next(tmp_path: Pat
 @pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_what_workers_say_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from rella.dist.session import RemoteProgress
+    from rella.dist.remote_progress import RemoteProgress
 
     with RemoteProgress("earlier", 10, "rows") as earlier:
         pass

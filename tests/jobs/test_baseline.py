@@ -14,7 +14,8 @@ import pytest
 
 from rella.artifacts import Artifact, list_artifacts
 from rella.cli import resolve
-from rella.dist.jobs import baseline_settings, baseline_words, full_shot, main
+from rella.dist.figures import full_shot
+from rella.dist.jobs import baseline_settings, baseline_words, main
 from rella.schemas import SCORES
 from rella.storage import Storage
 

@@ -1,0 +1,178 @@
+"""Progress from wherever the work runs: rows, lines, validations and errors, gathered by one actor a session."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rella.errors import STOPPED, StoppedError
+from rella.progress import Bar
+
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class _Counter:
+    """Adds up what workers report; the driver looks at it now and then. One serves a whole session."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, topic: int) -> None:
+        self.topic, self.done, self.note = topic, 0, ""
+        self.at: dict[int, int] = {}
+        self.lines: list[str] = []
+        self.measured: list[dict[str, float]] = []
+        self.stopped = False
+        self.failed: dict[str, Any] | None = None
+
+    def add(self, topic: int, rows: int, note: str) -> None:
+        # A straggler of the stage before must not move this one's bar.
+        if topic == self.topic:
+            self.done += rows
+            self.note = note or self.note
+
+    def set(self, topic: int, source: int, rows: int, note: str) -> None:
+        if topic == self.topic:
+            self.at[source] = rows
+            self.note = note or self.note
+
+    def tell(self, topic: int, line: str) -> None:
+        # Many workers learn the same.
+        if topic == self.topic and line not in self.lines:
+            self.lines.append(line)
+
+    def measure(self, topic: int, metrics: dict[str, float]) -> bool:
+        # A group that starts again validates some steps again.
+        if topic == self.topic and all(metrics["step"] > m["step"] for m in self.measured[-1:]):
+            self.measured.append(metrics)
+        return self.stopped
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def measures(self, known: int) -> list[dict[str, float]]:
+        return self.measured[known:]
+
+    def look(self) -> tuple[int, str]:
+        return self.done + sum(self.at.values()), self.note
+
+    def heard(self, known: int) -> list[str]:
+        return self.lines[known:]
+
+    def fail(self, topic: int, failed: dict[str, Any]) -> None:
+        if topic == self.topic and self.failed is None:
+            self.failed = failed
+
+    def failure(self) -> dict[str, Any] | None:
+        return self.failed
+
+
+@dataclass(frozen=True)
+class ProgressHandle:
+    """What workers get: the counter, and which stage's bar they move."""
+
+    counter: Any
+    topic: int
+
+    def report(self, rows: int, note: str = "") -> None:
+        """Say that `rows` more are done; returns at once."""
+        self.counter.add.remote(self.topic, rows, note)
+
+    def report_at(self, source: int, rows: int, note: str = "") -> None:
+        """Say that `rows` of a source are done in all: fit for work that may start again; returns at once."""
+        self.counter.set.remote(self.topic, source, rows, note)
+
+    def say(self, line: str) -> None:
+        """Have the driver print a line, once however many workers say it."""
+        ray.get(self.counter.tell.remote(self.topic, line))
+
+    def measure(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell what a validation after `step` said.
+
+        Raises:
+            StoppedError: the training is to end here.
+        """
+        if ray.get(self.counter.measure.remote(self.topic, {**metrics, "step": step})):
+            raise StoppedError(STOPPED)
+
+    def fail(self, failed: dict[str, Any]) -> None:
+        """Keep the first error (from `failure`) that starting again would not mend."""
+        ray.get(self.counter.fail.remote(self.topic, failed))
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return that error, if there is one."""
+        found: dict[str, Any] | None = ray.get(self.counter.failure.remote())
+        return found
+
+
+class RemoteProgress:
+    """A bar on the driver that workers anywhere move through `.handle`."""
+
+    _counter: Any = None
+    _topics = 0
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        cls = type(self)
+        if cls._counter is None:
+            # On the driver's own node: a counter that goes with another one would end work that could go on without it.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            cls._counter = _Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        cls._topics += 1
+        self.handle = ProgressHandle(cls._counter, cls._topics)
+        self._title, self._total, self._unit = title, total, unit
+        self._printed = 0
+        self._stop = threading.Event()
+
+    @classmethod
+    def measures(cls, known: int) -> list[dict[str, float]]:
+        """Return this process's stage's validations behind the first `known`; none before a stage began."""
+        if cls._counter is None:
+            return []
+        found: list[dict[str, float]] = ray.get(cls._counter.measures.remote(known))
+        return found
+
+    @classmethod
+    def stop(cls) -> None:
+        """End this process's training at its next validation."""
+        if cls._counter is not None:
+            ray.get(cls._counter.stop.remote())
+
+    @classmethod
+    def forget(cls) -> None:
+        """Drop the session's counter, which dies with the session."""
+        cls._counter = None
+
+    def __enter__(self) -> RemoteProgress:
+        self.handle.counter.start.remote(self.handle.topic)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        with Bar(self._title, self._total, self._unit) as bar:
+            while not self._stop.wait(POLL_SECONDS):
+                self._look(bar)
+            self._look(bar)
+
+    def _look(self, bar: Bar) -> None:
+        try:
+            counter = self.handle.counter
+            done, lines = ray.get([counter.look.remote(), counter.heard.remote(self._printed)], timeout=5)
+            for line in lines:
+                bar.say(line)
+            self._printed += len(lines)
+            bar.to(*done)
+        except ray.exceptions.RayError:
+            # Progress is a courtesy: a lost counter must not end the work.
+            time.sleep(POLL_SECONDS)
