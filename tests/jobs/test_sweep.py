@@ -37,35 +37,51 @@ def made(storage: Path, stage: str) -> list[Any]:
     return [a for a in list_artifacts(Storage(str(storage))) if f"/{stage}/" in a.path and a.is_complete()]
 
 
-@pytest.mark.ray
-def test_the_best_of_each_n_runs_again_to_the_same_metrics(tmp_path: Path) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text("tune.learning_rate: [0.0001, 0.006]\n")
-    flags = [*SMALL, "--sweep.space=space.yaml", "--sweep.shots=[32, 64]"]
-    code, out, figures = job("sweep", tmp_path / "storage", tmp_path, *flags)
+FLAGS = (*SMALL, "--sweep.space=space.yaml", "--sweep.shots=[32, 64]")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
+    """A folder with a storage and a sweep's files, what it said, and its figures."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "space.yaml").write_text("tune.learning_rate: [0.0001, 0.006]\n")
+    code, out, figures = job("sweep", folder / "storage", folder, *FLAGS)
     assert code == 0, out
+    return folder, out, figures
+
+
+@pytest.mark.ray
+def test_every_setting_once_and_upstream_once(swept: tuple[Path, str, dict[str, Any]]) -> None:
+    folder, out, figures = swept
     assert figures["trials"] == 4
+    assert out.count("valid AUC") >= 4
     assert [row["shots"] for row in figures["best"]] == [32, 64]
-    assert len(made(tmp_path / "storage", "reit")) == 4
+    assert len(made(folder / "storage", "reit")) == 4
     for stage in ("prepare", "embed", "pca", "retrieve"):
-        assert len(made(tmp_path / "storage", stage)) == 1, "upstream is computed once"
-    assert len({str(a.manifest().inputs) for a in made(tmp_path / "storage", "reit")}) == 1
-    body = json.loads((tmp_path / figures["file"]).read_text())
+        assert len(made(folder / "storage", stage)) == 1, "upstream is computed once"
+    assert len({str(a.manifest().inputs) for a in made(folder / "storage", "reit")}) == 1
+    body = json.loads((folder / figures["file"]).read_text())
     for row in figures["best"]:
         tried = [t for t in body["trials"] if t["shots"] == row["shots"]]
         assert row["valid_auc"] == pytest.approx(max(t["valid"]["auc"] for t in tried), abs=1e-6)
-    # Nothing is tried twice.
-    code, again, same = job("sweep", tmp_path / "storage", tmp_path, *flags)
+    # Nothing is tried twice: Ray is not even started.
+    code, again, same = job("sweep", folder / "storage", folder, *FLAGS)
     assert code == 0, again
     assert "found  4 trials" in again
+    assert "ray       ready" not in again
     assert same["best"] == figures["best"]
-    # In a storage of its own the file gives what the sweep said.
-    best = figures["best"][1]
-    words = ["--config", best["config"], "--cluster.workers=1", "--variants=ours"]
-    code, out, alone = job("reit", tmp_path / "other", tmp_path, *words)
-    assert code == 0, out
-    assert alone["variants"]["ours"]["auc"] == pytest.approx(best["test_auc"], abs=1e-5)
-    assert alone["variants"]["ours"]["log_loss"] == pytest.approx(best["test_log_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_file_runs_the_best_again_to_the_same_metrics(swept: tuple[Path, str, dict[str, Any]]) -> None:
+    folder, _, figures = swept
+    for best in figures["best"]:
+        words = ["--config", best["config"], "--cluster.workers=1", "--variants=ours"]
+        code, out, alone = job("reit", folder / f"storage-{best['shots']}", folder, *words)
+        assert code == 0, out
+        assert alone["variants"]["ours"]["auc"] == pytest.approx(best["test_auc"], abs=1e-5)
+        assert alone["variants"]["ours"]["log_loss"] == pytest.approx(best["test_log_loss"], abs=1e-5)
 
 
 @pytest.mark.slow
