@@ -108,7 +108,7 @@ def _file(path: str) -> Mapping[str, Any]:
 
 
 def _checked(raw: Mapping[str, Any], where: str) -> Space:
-    known = {name for name, _, stages in leaves(Experiment()) if stages} | {"baseline.batch_size"}
+    known = {name for name, _, stages in leaves(Experiment()) if stages}
     found: dict[str, Axis] = {}
     for name, axis in raw.items():
         if name not in known:

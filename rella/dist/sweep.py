@@ -101,7 +101,7 @@ def _said(resolved: Resolved) -> Values:
 
 
 def _table(own: Sweep, rows: Sequence[Mapping[str, Json]]) -> str:
-    """Return the best of each N as a table, with the bars of the curve over N."""
+    """Return the best of each N as a table."""
     names = [n for n in rows[0] if n not in ("shots", "config") and not n.endswith("_se")] if rows else []
     shown = [["N", *(n.rpartition(".")[2] for n in names)]]
     shown += [

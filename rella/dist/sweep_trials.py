@@ -82,9 +82,10 @@ class Sweep:
         gone = self.stopped() if self.config.early_stopping else {}
         return [n for key, n in self.keys.items() if key not in gone and not self.artifact(n).is_complete()]
 
-    def ended(self, number: int, last: Mapping[str, Json]) -> bool:
-        """Keep a line about a trial that has ended; return whether early stopping ended it."""
-        early = not self.artifact(number).is_complete()
+    def ended(self, number: int, last: Mapping[str, Json], early: bool) -> None:
+        """Keep a line about a trial that finished, or that early stopping ended; one that was broken off has none."""
+        if not early and not self.artifact(number).is_complete():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         line = {
             "key": trained_stage(self.pipelines[number]).key,
@@ -94,7 +95,6 @@ class Sweep:
         }
         with (self.folder / TRIALS).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        return early
 
     def stopped(self) -> dict[str, dict[str, Json]]:
         """Return what the lines say of stopped trials, by key; half a line of a killed sweep is no line."""
@@ -138,7 +138,7 @@ def run_trials(own: Sweep, numbers: Sequence[int], at_once: int) -> None:
     """Run trials, `at_once` at a time.
 
     Raises:
-        ClusterError: a trial failed.
+        ClusterError: a trial failed, or Tune was interrupted.
     """
     from ray import tune
 
@@ -164,7 +164,7 @@ def run_trials(own: Sweep, numbers: Sequence[int], at_once: int) -> None:
                 scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
-                name=name, storage_path=runner.storage.where(".ray"), verbose=0, callbacks=[_callback(own, bar)]
+                name=name, storage_path=runner.storage.where(".ray"), verbose=0, callbacks=[_callback(own, bar, stops)]
             ),
         ).fit()
     runner.storage.delete(f".ray/{name}")
@@ -174,6 +174,8 @@ def run_trials(own: Sweep, numbers: Sequence[int], at_once: int) -> None:
         raise ClusterError(
             f"{len(faults)} of {len(numbers)} trials failed; the same command goes on with them: " + "; ".join(said[:3])
         )
+    if undone := own.left():
+        raise ClusterError(f"{len(undone)} trials are not finished; the same command goes on with them")
 
 
 def _validations(experiment: Experiment, config: SweepConfig) -> int:
@@ -184,7 +186,7 @@ def _validations(experiment: Experiment, config: SweepConfig) -> int:
     return one.max_epochs * one.valid_per_epoch
 
 
-def _callback(own: Sweep, bar: Bar) -> Any:  # noqa: ANN401 - a Callback, whose module takes a second to load
+def _callback(own: Sweep, bar: Bar, stops: Any) -> Any:  # noqa: ANN401 - a Callback, whose module takes a second to load
     from ray.tune import Callback
 
     class Told(Callback):
@@ -197,7 +199,8 @@ def _callback(own: Sweep, bar: Bar) -> Any:  # noqa: ANN401 - a Callback, whose 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ANN401
             number, last = trial.config["number"], trial.last_result or {}
             kept = {key: last[key] for key in ("valid_auc", "step", "validations") if key in last}
-            early = own.ended(number, kept)
+            early = ray.get(stops.asked.remote(number)) and not own.artifact(number).is_complete()
+            own.ended(number, kept, early)
             self.done += 1
             auc = f"valid AUC {kept['valid_auc']:.4f}" if "valid_auc" in kept else "no validation"
             bar.say(f"  {own.trials[number]}: {auc}{' (stopped early)' if early else ''}")
