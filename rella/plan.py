@@ -125,10 +125,16 @@ def _weights(shape: Shape, setting: Setting, head: bool, over: int) -> list[Term
     each, matrices = QUANTIZED[setting.quantize], shape.matmul_parameters
     largest = shape.hidden * max(shape.intermediate, shape.attention)
     how = f"{matrices:,} × {each:g} + {count - matrices:,} × {width} bytes"
-    return [
+    terms = [
         Term(f"weights of the base in {setting.quantize}", int(matrices * each) + (count - matrices) * width, how),
         Term("a matrix in full", largest * width, f"{largest:,} × {width} bytes"),
     ]
+    if setting.quantize == "int8" and setting.gpu:
+        # LLM.int8 multiplies into 32 bits, then scales; on an H100 the plan was that much too low without it.
+        outputs = max(shape.intermediate, shape.attention)
+        size = setting.tokens * outputs * 4
+        terms.append(Term("an int8 product in 32 bits", size, f"{setting.tokens:,} tokens × {outputs:,} × 4 bytes"))
+    return terms
 
 
 def _passing(shape: Shape, setting: Setting) -> Term:

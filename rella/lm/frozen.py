@@ -47,7 +47,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:  # noqa: ANN401
         ctx.layer = layer
         out: torch.Tensor = type(layer).forward(layer, x)
-        return out
+        # On a card it is a view of rows, to which autograd would not let LoRA's branch be added in place.
+        return out.data
 
     @staticmethod
     @once_differentiable

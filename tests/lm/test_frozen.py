@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_a_full_weight_is_what_the_layer_multiplies_with(folder: Path, kind: str
         assert weight.shape == (344, 128)
         # 8-bit layers round their input too, to 1/127 of its largest number.
         torch.testing.assert_close(layer(unit), weight.t(), atol=1e-2 * float(weight.abs().max()), rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_may_return_a_view(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As they do on a card: autograd forbids adding in place to a view that a function of ours returns.
+    model = tuned(folder, kind)
+    own, _ = ours(model, False, "none")
+    for layer in quantized_types()[0]:
+        forward = layer.forward
+        rows = lambda self, x, forward=forward: forward(self, x).flatten(0, -2).view(*x.shape[:-1], -1)  # noqa: E731
+        monkeypatch.setattr(layer, "forward", rows)
+    assert ours(model, False, "none")[0] == own
+
+
+def test_an_int8_product_is_in_the_plan_of_a_card() -> None:
+    shape = shape_of(small("wide").config.to_dict())
+    setting = plan.Setting(2, 1000, 4, quantize="int8")
+    names = {term.name: term.bytes for term in plan.tuning_memory(shape, setting)}
+    assert names["an int8 product in 32 bits"] == 1000 * 344 * 4
+    assert not any("32 bits" in t.name for t in plan.tuning_memory(shape, replace(setting, quantize="nf4")))
 
 
 @pytest.mark.parametrize("kind", KINDS)
