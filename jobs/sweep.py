@@ -5,4 +5,4 @@ import sys
 from rella.dist.jobs import main, sweep_job
 
 if __name__ == "__main__":
-    sys.exit(main("sweep", __doc__, sweep_job, sweeps=True))
+    sys.exit(main("sweep", __doc__, sweep_job, group="sweep"))

@@ -20,6 +20,7 @@ JOBS = {
     "reit": "the main job: every missing stage, adapters and Table 3",
     "baseline": "fit a baseline of Table 2, ID- or LM-based, on all training samples or N shots, and score with it",
     "sweep": "Ray Tune over learning rate, batch size and N, or a baseline's settings: the best of each N",
+    "report": "tables and figures of the paper, as a page, Markdown, SVG and PDF; runs what is missing",
     "score": "score samples with any base and any adapter or none",
 }
 

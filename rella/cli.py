@@ -21,7 +21,11 @@ from typing import Any
 from rella.config import BASELINES, DATASETS, MODELS, PRESETS, TOGETHER, Experiment, Values, leaves
 from rella.dataset_file import DatasetFile, is_dataset_file, read_dataset_file
 from rella.errors import InputError
+from rella.report_config import ReportConfig
 from rella.sweep_config import SweepConfig
+
+GROUPS: dict[str, type[SweepConfig] | type[ReportConfig]] = {"sweep": SweepConfig, "report": ReportConfig}
+"""Flags of single jobs, beside the experiment's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Resolved:
     """Cluster to plan for instead of running the job."""
     sweep: SweepConfig | None = None
     """Of a sweep."""
+    report: ReportConfig | None = None
+    """Of a report."""
 
     def describe(self) -> str:
         """Return every resolved value, grouped by the layer that set it."""
@@ -73,7 +79,7 @@ def nest(flat: Values) -> dict[str, Any]:
     return nested
 
 
-def _parser(prog: str, description: str, sweeps: bool = False) -> Any:  # noqa: ANN401 - jsonargparse is untyped here
+def _parser(prog: str, description: str, group: str = "") -> Any:  # noqa: ANN401 - jsonargparse is untyped here
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
     from jsonargparse.typing import PositiveInt
 
@@ -93,8 +99,8 @@ def _parser(prog: str, description: str, sweeps: bool = False) -> Any:  # noqa: 
     )
     parser.add_argument("--show_config", action="store_true", help="Print every resolved value and leave.")
     parser.add_class_arguments(Experiment, nested_key=None)
-    if sweeps:
-        parser.add_class_arguments(SweepConfig, nested_key="sweep")
+    if group:
+        parser.add_class_arguments(GROUPS[group], nested_key=group)
     return parser
 
 
@@ -188,15 +194,15 @@ def _described(path: str) -> DatasetFile:
     return found
 
 
-def parse(argv: Sequence[str] | None, prog: str, description: str, sweeps: bool = False) -> Resolved:
-    """Parse a job's command line; a sweep's has flags of its own too.
+def parse(argv: Sequence[str] | None, prog: str, description: str, group: str = "") -> Resolved:
+    """Parse a job's command line; with the flags of a group of `GROUPS` too, a sweep's or a report's.
 
     `--help` and `--show-config` print and leave; a wrong flag leaves with status 2.
 
     Raises:
         InputError: an unknown data set, preset, field or type.
     """
-    parser = _parser(prog, description, sweeps)
+    parser = _parser(prog, description, group)
     words = [underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         parsed = parser.parse_args(words, defaults=False).as_dict()
@@ -206,7 +212,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str, sweeps: bool 
         sys.exit(2)
     preset = parsed.pop("preset", None)
     show, samples, cluster = parsed.pop("show_config", False), parsed.pop("show", None), parsed.pop("plan", None)
-    swept = parsed.pop("sweep", {})
+    own = parsed.pop(group, {})
     files = {
         f"file {f}": flatten(parser.parse_path(str(f), defaults=False).as_dict()) for f in parsed.pop("config", ())
     }
@@ -215,16 +221,16 @@ def parse(argv: Sequence[str] | None, prog: str, description: str, sweeps: bool 
     if show:
         print(resolved.describe())
         sys.exit(0)
-    found = _sweep(swept) if sweeps else None
-    return replace(resolved, show=samples or 0, plan=cluster or "", sweep=found)
+    found = {group: _own(group, own)} if group else {}
+    return replace(resolved, show=samples or 0, plan=cluster or "", **found)
 
 
-def _sweep(values: Mapping[str, Any]) -> SweepConfig:
+def _own(group: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - of the group's type
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SweepConfig, nested_key=None)
-    return SweepConfig(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+    parser.add_class_arguments(GROUPS[group], nested_key=None)
+    return GROUPS[group](**vars(parser.instantiate(parser.parse_object(dict(values)))))
 
 
 def _meant(message: str) -> str:

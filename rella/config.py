@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rella.baselines import TEXT_BASELINES, BaselineConfig, TextBaselineConfig
 from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCORE, TEXTCTR, Auto, Precision, Quantize
 from rella.stages import changes as _in
+from rella.tracking import TrackingConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -278,6 +279,7 @@ class Experiment:
     textctr: TextBaselineConfig = field(default_factory=TextBaselineConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def leaves(config: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:

@@ -43,6 +43,8 @@ CORE = {
     "progress",
     "sweep",
     "sweep_config",
+    "report_config",
+    "tracking",
 }
 """Knows nothing of data, prompts or models' insides."""
 METHOD = {"data", "prompts", "pca", "retrieval", "paper"}

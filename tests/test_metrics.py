@@ -171,6 +171,14 @@ def test_mcnemar_by_hand() -> None:
     assert (same.p_value, same.statistic, same.standard_error) == (1, 0, 0)
 
 
+def test_mcnemar_is_scipys_binomial_test() -> None:
+    _, labels, one, two = simulated(400, seed=5)
+    right = [(p >= 0.5) == (labels == 1) for p in (one, two)]
+    won, lost = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
+    assert won + lost > 20
+    assert mcnemar(labels, one, two).p_value == pytest.approx(stats.binomtest(won, won + lost).pvalue)
+
+
 def replicates_row_by_row(
     users: np.ndarray, columns: list[np.ndarray], count: int, seed: int
 ) -> list[list[np.ndarray]]:

@@ -183,6 +183,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cluster.min_workers": (1, ()),
     "cluster.max_failures": (0, NEITHER),
     "cluster.on_busy": ("leave", NEITHER),
+    "tracking.to": ((), NEITHER),
+    "tracking.folder": ("/elsewhere", NEITHER),
+    "tracking.project": ("films", NEITHER),
 }
 
 # An experiment that feels every field: subsets everywhere, the synthetic data set, ReiT on retrieved behaviours. The

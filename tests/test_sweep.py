@@ -115,7 +115,7 @@ def test_the_best_of_each_n() -> None:
 
 def test_a_file_runs_the_setting_again(tmp_path: Path) -> None:
     words = ["--dataset", "sample", "--k", "5", "--tune.max-epochs", "2", "--sweep.shots", "[32, 64]"]
-    resolved = parse(words, "jobs/sweep.py", "", sweeps=True)
+    resolved = parse(words, "jobs/sweep.py", "", group="sweep")
     assert resolved.sweep == SweepConfig(shots=(32, 64))
     trial = trials_of(resolved.sweep, resolved.experiment)[6]
     file = tmp_path / "best.yaml"
@@ -125,7 +125,7 @@ def test_a_file_runs_the_setting_again(tmp_path: Path) -> None:
     # A file may hold the sweep's own settings too, in a sweep.
     both = tmp_path / "both.yaml"
     both.write_text("k: 7\nsweep:\n  trials: 3\n")
-    found = parse(["--config", str(both)], "jobs/sweep.py", "", sweeps=True)
+    found = parse(["--config", str(both)], "jobs/sweep.py", "", group="sweep")
     assert (found.experiment.k, found.sweep) == (7, SweepConfig(trials=3))
 
 
@@ -135,7 +135,7 @@ def test_a_file_runs_the_setting_again(tmp_path: Path) -> None:
 )
 def test_unknown_flags_of_a_sweep_leave(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        parse(words, "jobs/sweep.py", "", sweeps=True)
+        parse(words, "jobs/sweep.py", "", group="sweep")
     assert left.value.code == 2
     assert words[0].split(".")[1].replace("-", "_") in capsys.readouterr().err
 

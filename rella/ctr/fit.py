@@ -266,7 +266,7 @@ class Fitter:
     def _progress(self, course: Course, valid: dict[str, float] | None = None) -> Progress:
         total, epoch = self.config.max_epochs * len(self.train), (course.steps - 1) // self.steps_per_epoch + 1
         rate = self.config.learning_rate
-        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, 1.0, valid)
+        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, 1.0, course, valid)
 
     def _validate(self, course: Course) -> None:
         """Take the metrics on the validation rows and keep the weights where they are the best so far."""

@@ -25,6 +25,7 @@ from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.score import score_table, scored_samples
 from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
+from rella.dist.telling import Telling, follower
 from rella.dist.tune_lm import finished_run, outcomes, write_result
 from rella.errors import InputError
 
@@ -120,16 +121,9 @@ def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
         training_samples(data.tables, e), validation_samples(data.tables, e)))  # fmt: skip
     states = Checkpoints(task.artifact)
 
-    def report(now: Any) -> None:  # noqa: ANN401
-        if rank == 0:
-            chosen = f", {e.tune.select_on} AUC {now.valid['auc']:.4f}" if now.valid else ""
-            note = f"{task.title}: epoch {now.epoch}, loss {now.loss:.4f}{chosen}"
-            progress.report_at(number, now.rows, note)
-            if now.valid:
-                progress.measure(now.step, now.valid)
-
+    told = Telling(progress, number, task.title, e.tune.select_on)
     model = data.model().to(device)
-    fitter = Fitter(model, train, valid, e.baseline, e.seed, device, report, rank, world, states)
+    fitter = Fitter(model, train, valid, e.baseline, e.seed, device, told, rank, world, states)
     fitted = fitter.run()
     if rank == 0:
         course, seconds = fitted.course, time.monotonic() - started
@@ -176,7 +170,7 @@ def fit(
         for task, n in zip(left, rows, strict=True):
             say(f"{'baseline':<9} {task.title}: {n:,} rows")
         total = sum(t.experiment.baseline.max_epochs * n for t, n in zip(left, rows, strict=True))
-        with RemoteProgress("fit", total, "rows") as progress:
+        with RemoteProgress("fit", total, "rows", follower(left)) as progress:
             config = {"tasks": left, "cpus": resources.cpus, "progress": progress.handle}
             launch(_train, config, left[0].artifact, left[0].experiment, resources)
     return outcomes(tasks)
@@ -207,14 +201,15 @@ class BaselineScoreWorker:
         from rella.ctr.fit import predict
         from rella.lm.loading import best_device
 
-        data, model, samples = self._of(shard.task)
+        data, model, samples = self.of(shard.task)
         mine = samples.rows(shard.start, shard.stop)
         _, logits = predict(model, data.batches(mine), best_device())
         self.progress.report(len(mine))
         table: pa.Table = score_table(mine, np.stack([logits, np.zeros_like(logits)], axis=1))
         return self.tasks[shard.task].artifact.write_part(table, shard.shard, shard.shards)
 
-    def _of(self, number: int) -> tuple[_Fitting, nn.Module, Chosen]:
+    def of(self, number: int) -> tuple[_Fitting, nn.Module, Chosen]:
+        """Return a task's data, its fitted model and its samples."""
         if number not in self.held:
             from safetensors.torch import load
 

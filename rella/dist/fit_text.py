@@ -21,6 +21,7 @@ from rella.dist.fit_ctr import WEIGHTS
 from rella.dist.group import guarded, launch
 from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.session import Resources
+from rella.dist.telling import Telling, follower
 from rella.dist.text_material import TextMaterial, TextTask, make_text_material
 from rella.dist.tune_lm import outcomes, write_result
 from rella.models import identify
@@ -79,7 +80,7 @@ class _Run:
             self.material.train,
             task.config,
             task.experiment.seed,
-            self._tell,
+            Telling(self.progress, self.number, self.task.title, self.task.experiment.tune.select_on),
             self._validation(model, rank, world),
             states.save,
             newest_state(states, rank, world),
@@ -111,16 +112,6 @@ class _Run:
         if valid is None:
             return None
         return Validation(model, valid, config.batch_tokens, config.arithmetic, rank, world)
-
-    def _tell(self, now: Any) -> None:  # noqa: ANN401
-        import torch.distributed as dist
-
-        if dist.get_rank() == 0:
-            chosen = f", {self.task.experiment.tune.select_on} AUC {now.valid['auc']:.4f}" if now.valid else ""
-            note = f"{self.task.title}: epoch {now.epoch}, loss {now.loss:.4f}{chosen}"
-            self.progress.report_at(self.number, now.rows, note)
-            if now.valid:
-                self.progress.measure(now.step, now.valid)
 
     def _write(self, fitter: TextFitter[Any], fitted: FitResult, tokenizer: Any, seconds: float) -> None:  # noqa: ANN401
         """Write the best step's weights, for stage A a model's folder, and what was measured beside them."""
@@ -181,7 +172,7 @@ def _fit(tasks: Sequence[TextTask], resources: Resources, say: Callable[[str], N
             f"{found['dropped_behaviours']:,} of the oldest behaviours"
         )
     total = sum(t.config.max_epochs * found["rows"] for t, found in zip(tasks, facts, strict=True))
-    with RemoteProgress("fit", total, "rows") as progress:
+    with RemoteProgress("fit", total, "rows", follower(tasks)) as progress:
         config = {
             "tasks": list(tasks),
             "materials": materials,

@@ -33,20 +33,20 @@ def main(
     action: Callable[[Runner], Figures] | Callable[[Runner, Resolved], Figures],
     argv: Sequence[str] | None = None,
     adjust: Callable[[Resolved], Resolved] = lambda resolved: resolved,
-    sweeps: bool = False,
+    group: str = "",
 ) -> int:
     """Run one job and return its exit status; the last line of output is a JSON object with its figures.
 
-    `adjust` has the last word on what nobody has set; a job that sweeps has its flags, and its action gets them all.
+    `adjust` has the last word on what nobody has set; a job with a `group` of flags of its own gets all.
 
     0: done; 1: something that the user can mend; 2: a wrong flag; 3: a fault of the program; 130: interrupted.
     """
     started = time.monotonic()
     try:
-        resolved = adjust(parse(argv, f"jobs/{name}.py", description, sweeps))
+        resolved = adjust(parse(argv, f"jobs/{name}.py", description, group))
         _announce(resolved)
         with Runner(resolved.experiment) as runner:
-            arguments = (runner, resolved) if sweeps else (runner,)
+            arguments = (runner, resolved) if group else (runner,)
             figures = _instead(runner, name, resolved) or action(*arguments)
     except Exception as error:
         if os.environ.get("RELLA_DEBUG"):
@@ -200,6 +200,20 @@ def sweep_job(runner: Runner, resolved: Resolved) -> Figures:
     from rella.dist.sweep import sweep
 
     return sweep(runner, resolved)
+
+
+def report_job(runner: Runner, resolved: Resolved) -> Figures:
+    """Tables and figures of the paper."""
+    from rella.dist.report import report
+
+    return report(runner, resolved)
+
+
+def report_words(argv: Sequence[str]) -> list[str]:
+    """Return a report's command line with the names in front, `table2 figure7`, as the flag that they stand for."""
+    first = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    named = [name for word in argv[:first] for name in word.split(",")]
+    return [*([f"--report.what={json.dumps(named)}"] if named else []), *argv[first:]]
 
 
 WORDS = {

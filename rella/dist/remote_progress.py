@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rella.errors import STOPPED, StoppedError
 from rella.progress import Bar
+from rella.tracking import Follower
 
 POLL_SECONDS = 0.5
 
@@ -29,6 +30,7 @@ class _Counter:
         self.at: dict[int, int] = {}
         self.lines: list[str] = []
         self.measured: list[dict[str, float]] = []
+        self.followed: list[tuple[int, int, dict[str, float]]] = []
         self.stopped = False
         self.failed: dict[str, Any] | None = None
 
@@ -53,6 +55,14 @@ class _Counter:
         if topic == self.topic and all(metrics["step"] > m["step"] for m in self.measured[-1:]):
             self.measured.append(metrics)
         return self.stopped
+
+    def follow(self, topic: int, number: int, step: int, values: dict[str, float]) -> None:
+        if topic == self.topic:
+            self.followed.append((number, step, values))
+
+    def news(self) -> list[tuple[int, int, dict[str, float]]]:
+        found, self.followed = self.followed, []
+        return found
 
     def stop(self) -> None:
         self.stopped = True
@@ -102,6 +112,10 @@ class ProgressHandle:
         if ray.get(self.counter.measure.remote(self.topic, {**metrics, "step": step})):
             raise StoppedError(STOPPED)
 
+    def follow(self, number: int, step: int, values: Mapping[str, float]) -> None:
+        """Tell a run's values after a step, for the driver's trackers; returns at once."""
+        self.counter.follow.remote(self.topic, number, step, dict(values))
+
     def fail(self, failed: dict[str, Any]) -> None:
         """Keep the first error (from `failure`) that starting again would not mend."""
         ray.get(self.counter.fail.remote(self.topic, failed))
@@ -118,8 +132,8 @@ class RemoteProgress:
     _counter: Any = None
     _topics = 0
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        cls = type(self)
+    def __init__(self, title: str, total: int, unit: str, follower: Follower | None = None) -> None:
+        cls, self._follower = type(self), follower
         if cls._counter is None:
             # On the driver's own node: a counter that goes with another one would end work that could go on without it.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -157,13 +171,16 @@ class RemoteProgress:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        # Long enough for a tracker on another machine.
+        self._thread.join(timeout=10 if self._follower is None else 60)
 
     def _watch(self) -> None:
         with Bar(self._title, self._total, self._unit) as bar:
             while not self._stop.wait(POLL_SECONDS):
                 self._look(bar)
             self._look(bar)
+        if self._follower is not None:
+            self._follower.close()
 
     def _look(self, bar: Bar) -> None:
         try:
@@ -173,6 +190,9 @@ class RemoteProgress:
                 bar.say(line)
             self._printed += len(lines)
             bar.to(*done)
+            if self._follower is not None:
+                for number, step, values in ray.get(counter.news.remote(), timeout=5):
+                    self._follower.take(number, step, values)
         except ray.exceptions.RayError:
             # Progress is a courtesy: a lost counter must not end the work.
             time.sleep(POLL_SECONDS)

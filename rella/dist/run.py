@@ -55,6 +55,12 @@ class Runner(Context):
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
+    def beside(self, experiment: Experiment) -> Runner:
+        """Return a runner of an experiment on other models and the same data, which need not be loaded again."""
+        other = Runner(experiment, self.say)
+        other._shared = self._shared
+        return other
+
     def prepare(self) -> Artifact:
         """Make the first stage where it is missing and return it; no model is looked at.
 

@@ -108,7 +108,7 @@ class ScoreWorker:
 
     def write(self, shard: Shard, found: Sequence[tuple[Shard, tuple[np.ndarray, dict[str, int]]]]) -> Part:
         """Write the part of a shard from its pieces."""
-        samples = self._data(shard.task)[1].rows(shard.start, shard.stop)
+        samples = self.data(shard.task)[1].rows(shard.start, shard.stop)
         logits, facts = np.empty((len(samples), 2), np.float32), dict[str, int]()
         for piece, (values, counted) in found:
             logits[piece.start - shard.start : piece.stop - shard.start] = values
@@ -122,13 +122,13 @@ class ScoreWorker:
 
         task = self.tasks[shard.task]
         e = task.experiment
-        catalogue, samples, neighbours = self._data(shard.task)
+        catalogue, samples, neighbours = self.data(shard.task)
         mine = samples.rows(shard.start, shard.stop)
-        reader = self._reader(task)
+        reader = self.reader(task)
         encoder, again = reader.encoder(), reader.encoder()
         asked = questions(catalogue, mine, e.history, neighbours, int(e.score.k))
         logits, tokens = question_logits(
-            self._with_adapter(shard.task),
+            self.adapted(shard.task),
             encoder,
             asked,
             reader.answers().pair,
@@ -151,24 +151,27 @@ class ScoreWorker:
             self.budgets[tokens] = TokenBudget(tokens, "score", "--score.batch-tokens", self.progress.say, self.matched)
         return self.budgets[tokens]
 
-    def _reader(self, task: ScoreTask) -> Reader:
+    def reader(self, task: ScoreTask) -> Reader:
+        """Return the tokenizer under the task's options."""
         from rella.lm.reading import Reader
 
         return Reader(self.tokenizer, self.identity, task.experiment.prompt, task.wording)
 
-    def _data(self, number: int) -> tuple[Catalogue, Chosen, Neighbours | None]:
+    def data(self, number: int) -> tuple[Catalogue, Chosen, Neighbours | None]:
+        """Return what a task's questions are made of, its samples and their neighbours."""
         if number not in self.tables:
             task = self.tasks[number]
             tables = task.shared.fetch_tables()
             chosen = scored_samples(tables, task.experiment)
             self.tables[number] = (
-                catalogue_of(tables, task.wording, self._reader(task).display),
+                catalogue_of(tables, task.wording, self.reader(task).display),
                 chosen,
                 task.shared.fetch_neighbours(),
             )
         return self.tables[number]
 
-    def _with_adapter(self, number: int) -> Any:  # noqa: ANN401 - transformers is untyped here
+    def adapted(self, number: int) -> Any:  # noqa: ANN401 - transformers is untyped here
+        """Return the base with the adapter of a task, if it has one."""
         from rella.lm.loading import attach_adapter, detach_adapter
 
         if self.attached != number:

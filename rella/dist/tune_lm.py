@@ -24,6 +24,7 @@ from rella.dist.material import Material, make_material
 from rella.dist.remote_progress import ProgressHandle, RemoteProgress
 from rella.dist.score import ADAPTER
 from rella.dist.session import Resources
+from rella.dist.telling import Telling, follower
 from rella.errors import ArtifactError
 from rella.models import BASE_FILE, ModelIdentity
 from rella.wording import Wording
@@ -156,7 +157,8 @@ class _Run:
         if dist.get_rank() == 0:
             self.task.artifact.storage.check_space(states.space(tuned), f"checkpoints of {self.task.title}")
         rows, validation = self.material.rows, self._validation(pad)
-        tuner = Tuner(tuned, rows, e.tune, e.precision, pad, e.seed, validation, self._tell, states, self.settings)
+        told = Telling(self.progress, self.number, self.task.title)
+        tuner = Tuner(tuned, rows, e.tune, e.precision, pad, e.seed, validation, told, states, self.settings)
         result = tuner.run()
         if dist.get_rank() == 0:
             self._write(tuned, result, time.monotonic() - started)
@@ -165,17 +167,6 @@ class _Run:
         if sharded:
             return None
         return tuned.unload()
-
-    def _tell(self, now: Any) -> None:  # noqa: ANN401
-        import torch.distributed as dist
-
-        if dist.get_rank() == 0:
-            valid = f", valid AUC {now.valid['auc']:.4f}" if now.valid else ""
-            scale = f", scale {now.loss_scale:g}" if now.loss_scale != 1 else ""
-            note = f"{self.task.title}: epoch {now.epoch}, loss {now.loss:.4f}{scale}{valid}"
-            self.progress.report_at(self.number, now.rows, note)
-            if now.valid:
-                self.progress.measure(now.step, now.valid)
 
     def _validation(self, pad: int) -> Validation:
         from rella.lm.passes import TokenBudget
@@ -249,7 +240,7 @@ def _tune(tasks: Sequence[TuneTask], model: ModelIdentity, resources: Resources,
             f"{found['identical_twins']:.1%} of them with twins that are identical (histories of at most K)"
         )
     total = sum(_epochs(t.experiment) * found["rows"] for t, found in zip(tasks, facts, strict=True))
-    with RemoteProgress("tune", total, "rows") as progress:
+    with RemoteProgress("tune", total, "rows", follower(tasks)) as progress:
         config = {
             "tasks": list(tasks),
             "materials": materials,

@@ -16,7 +16,8 @@ from rella.stages import BASELINE, EMBED, MLM, PCA, PREPARE, REIT, RETRIEVE, SCO
 from rella.storage import resolve_uri
 
 if TYPE_CHECKING:
-    from rella.dist.fit_ctr import FitTask
+    from rella.dist.fit_ctr import BaselineScoreTask, FitTask
+    from rella.dist.score import ScoreTask
     from rella.dist.text_material import TextTask
 
 
@@ -156,32 +157,41 @@ def _score_texts(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, li
 
 
 def _score_baselines(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
-    from rella.dist.fit_ctr import BaselineScoreTask, score_baselines
+    from rella.dist.fit_ctr import score_baselines
     from rella.dist.session import resources
 
-    tasks = []
-    for job in jobs:
-        fitted = job.stage.inputs["baseline"].artifact(runner.storage)
-        tasks.append(BaselineScoreTask(job.artifact, fitted, _fit_task(runner, job, fitted)))
+    tasks = [baseline_score_task(runner, job) for job in jobs]
     return zip(jobs, score_baselines(tasks, resources(runner.experiment.cluster)), strict=True)
 
 
+def baseline_score_task(runner: Context, job: Job) -> BaselineScoreTask:
+    """Return what a worker scores an ID-based baseline's samples with."""
+    from rella.dist.fit_ctr import BaselineScoreTask
+
+    fitted = job.stage.inputs["baseline"].artifact(runner.storage)
+    return BaselineScoreTask(job.artifact, fitted, _fit_task(runner, job, fitted))
+
+
 def _score_lm(runner: Context, jobs: Sequence[Job]) -> Iterable[tuple[Job, list[Part]]]:
-    from rella.dist.score import ScoreTask, score
+    from rella.dist.score import score
     from rella.dist.session import resources
 
-    tasks = []
-    for job in jobs:
-        pipeline, e = job.pipeline, job.pipeline.experiment
-        tuned = job.stage.inputs.get("adapter")
-        adapter: Artifact | str | None = None
-        if tuned is not None:
-            adapter = tuned.artifact(runner.storage)
-        elif e.adapter != "none":
-            adapter = resolve_uri(e.adapter)
-        shared = runner.share(pipeline, "neighbours" in job.stage.inputs)
-        tasks.append(ScoreTask(job.artifact, e, shared, runner.source.wording(e), adapter))
+    tasks = [lm_score_task(runner, job) for job in jobs]
     return zip(jobs, score(tasks, runner.model, resources(runner.experiment.cluster)), strict=True)
+
+
+def lm_score_task(runner: Context, job: Job) -> ScoreTask:
+    """Return what a worker scores an LLM's samples with: data, adapter or none."""
+    from rella.dist.score import ScoreTask
+
+    e, tuned = job.pipeline.experiment, job.stage.inputs.get("adapter")
+    adapter: Artifact | str | None = None
+    if tuned is not None:
+        adapter = tuned.artifact(runner.storage)
+    elif e.adapter != "none":
+        adapter = resolve_uri(e.adapter)
+    shared = runner.share(job.pipeline, "neighbours" in job.stage.inputs)
+    return ScoreTask(job.artifact, e, shared, runner.source.wording(e), adapter)
 
 
 WORK: dict[str, Callable[[Context, Sequence[Job]], Iterable[Outcome]]] = {

@@ -63,6 +63,8 @@ class Progress:
     """Optimiser steps so far."""
     loss_scale: float
     """Of float16; 1 otherwise."""
+    course: Course
+    """Everything until here."""
     valid: dict[str, float] | None = None
     """Metrics on the validation rows, where they were just taken."""
 
@@ -292,7 +294,7 @@ class Tuner:
     def _progress(self, course: Course, rate: float, valid: dict[str, float] | None = None) -> Progress:
         total, epoch = self._epochs() * len(self.rows), (course.steps - 1) // self.steps_per_epoch + 1
         scale = self.engine.loss_scale
-        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, scale, valid)
+        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, scale, course, valid)
 
     def _rate(self, step: int) -> float:
         """Linear from the initial rate to 0 at the end of `max_epochs`, no warm-up."""

@@ -211,4 +211,6 @@ class TextFitter(Generic[E]):
             self.config.max_epochs * len(self.examples.labels),
             (course.steps - 1) // self.steps_per_epoch + 1,
         )
-        return Progress(course.rows, total, course.losses[-1], rate, epoch, course.steps, self._optimiser.scale, valid)
+        return Progress(
+            course.rows, total, course.losses[-1], rate, epoch, course.steps, self._optimiser.scale, course, valid
+        )

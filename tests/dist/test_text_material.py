@@ -17,7 +17,7 @@ from rella.data.samples import assemble
 from rella.data.sources import Source
 from rella.models import identify
 from rella.storage import Storage
-from tests.textctr.small_models import save_bert, save_t5, texts_of
+from rella.textctr.small import save_bert, save_t5, texts_of
 
 
 @pytest.fixture(scope="module")

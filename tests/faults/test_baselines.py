@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from rella.cli import resolve
+from rella.textctr.small import save_bert, texts_of
 from tests.faults.harness import (
     Done,
     Place,
@@ -21,7 +22,6 @@ from tests.faults.harness import (
     assert_same_weights,
     steps_of,
 )
-from tests.textctr.small_models import save_bert, texts_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -18,7 +18,7 @@ from rella.cli import resolve
 from rella.errors import InputError
 from rella.schemas import SCORES
 from rella.storage import Storage
-from tests.textctr.small_models import save_bert, save_t5, texts_of
+from rella.textctr.small import save_bert, save_t5, texts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ML_1M = ROOT.parent / "shared" / "data" / "ml-1m"

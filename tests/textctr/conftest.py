@@ -13,8 +13,9 @@ import pytest
 from rella.data.tables import Histories
 from rella.models import ModelIdentity, identify
 from rella.prompts import ML_1M, Display
+from rella.textctr.small import save_bert, save_t5
 from rella.textctr.texts import FieldTexts
-from tests.textctr.small_models import TITLES, corpus, save_bert, save_t5
+from tests.textctr.small_models import TITLES, corpus
 
 FIELDS = {
     "User ID": "users.user_id",

@@ -1,0 +1,124 @@
+"""What a report is made of: its scale, its runs and what their scores say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rella.artifacts import Json
+from rella.cli import Resolved
+from rella.dist.measure import Measurements
+from rella.dist.run import Runner
+from rella.paper.experiments import Exhibit, Maker, Run, Scale, paper_scale
+from rella.provenance import code_version, machine
+from rella.report_config import ReportConfig
+
+STAND_IN = (
+    "Backbones and text models marked (small) are small models of the paper's architectures with random weights: they "
+    "run through the same code and know nothing, so their zero-shot figures are at chance."
+)
+ORIGIN = {"flag", "file", "preset", "call"}
+
+
+class Own:
+    """What one report is made of."""
+
+    def __init__(self, runner: Runner, resolved: Resolved, config: ReportConfig) -> None:
+        """Settle the scale: the user's values, else the paper's, else small ones."""
+        self.runner, self.config = runner, config
+        given = frozenset(n for n, source in resolved.sources.items() if source.split()[0] in ORIGIN)
+        self.small: list[str] = []
+        self.scale = self._scale()
+        self.maker = Maker(runner.experiment, self.scale, given)
+        self.measurements = Measurements(runner)
+
+    def _scale(self) -> Scale:
+        e, config = self.runner.experiment, self.config
+        scale = paper_scale(e.dataset)
+        if e.model == "tiny":
+            scale = self._small(scale)
+        names = ("few", "curve", "lengths", "dimensions", "backbones", "baselines")
+        chosen: dict[str, Any] = {name: getattr(config, name) for name in names}
+        scale = replace(scale, **{name: value for name, value in chosen.items() if value != "auto"})
+        if config.text_bases != "auto":
+            scale = replace(scale, bert=config.text_bases[0], t5=config.text_bases[-1])
+        if e.model not in scale.backbones:
+            scale = replace(scale, backbones=(*scale.backbones, e.model))
+        most = self.runner.model.hidden_size
+        return replace(scale, dimensions=tuple(d for d in scale.dimensions if d <= most))
+
+    def _small(self, scale: Scale) -> Scale:
+        """Put small models in the place of the paper's where the experiment's own is one."""
+        from rella.lm.loading import quiet_libraries
+        from rella.lm.stand_ins import SMALL, stand_in, text_stand_ins
+        from rella.paper.experiments import TITLES
+
+        wanted = self.config.backbones == "auto"
+        with quiet_libraries():
+            folders = {str(stand_in(name)): f"{TITLES[name]} (small)" for name in SMALL} if wanted else {}
+            if self.config.text_bases == "auto":
+                bert, t5 = text_stand_ins(self.runner.experiment)
+                scale = replace(scale, bert=str(bert), t5=str(t5))
+        self.small = list(folders)
+        names = list(folders)
+        ordered = (*names[:3], "tiny", *names[3:])
+        return replace(scale, backbones=ordered, titles={**folders, "tiny": "tiny"})
+
+    @property
+    def folder(self) -> Path:
+        """Where the page goes."""
+        e, out = self.runner.experiment, self.config.out
+        return Path(f"reports/{e.dataset}-{Path(e.model).name}" if out == "auto" else out).expanduser()
+
+    # --- the runs that analyses look at ---
+
+    def base(self) -> Run:
+        """The LLM as it is, on the most recent behaviours."""
+        return self.maker.zero(self.runner.experiment.model, "recent")
+
+    def zero(self) -> Run:
+        """ReLLa without tuning."""
+        return self.maker.zero(self.runner.experiment.model, "retrieved")
+
+    def ours(self) -> Run:
+        """ReLLa tuned on the larger N."""
+        return self.maker.few(self.scale.few[-1])
+
+    def extra(self, names: Sequence[str]) -> list[Run]:
+        """Return the runs that no list of experiments has."""
+        found = [self.zero()] if "table9" in names else []
+        if {"figure8", "table2"} & set(names):
+            found += [self.base(), self.zero(), self.ours()]
+        if "table6" in names:
+            found += [self.ours(), self.maker.fitted("sim")]
+        return found
+
+    def caption(self, exhibit: Exhibit | None = None) -> str:
+        """Return what was run: data set, split, rows, model, K, N, seeds."""
+        e = self.runner.experiment
+        run = self.base() if exhibit is None else next(iter(exhibit.runs()))
+        rows = self.measurements.pipeline(run.by_seed()[0]).score.artifact(self.runner.storage).manifest().rows
+        which = "all" if e.test_rows == "all" else "a seeded subset"
+        spread = f"over {e.seeds} training seeds" if e.seeds > 1 else "bootstrap over users, 1 training seed"
+        k = "" if exhibit is not None and exhibit.x_title == "K" else f", K = {e.k}"
+        return (
+            f"{e.dataset}, {e.score.split} split, {rows:,} rows ({which}); {self.scale.title(e.model)}{k}; "
+            f"best step on {e.tune.select_on}; ± {spread}"
+        )
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what was run, for the page's head."""
+        e, here, code = self.runner.experiment, machine(), code_version()
+        found = [
+            ("Data set", e.dataset),
+            ("Model", f"{self.scale.title(e.model)} ({self.runner.model.digest[:12]})"),
+            ("K", str(e.k)),
+            ("N", ", ".join(f"{n:,}" for n in self.scale.few)),
+            ("Training seeds", str(e.seeds)),
+            ("Precision", e.precision),
+            ("Machine", f"{here['cpus']} CPUs, {here['system']}"),
+            ("Code", f"rella {code['rella']}" + (f", {code['commit']}" if code["commit"] else "")),
+        ]
+        return [*found, ("Note", STAND_IN)] if self.small else found
