@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rella.baselines import Baseline
 from rella.errors import InputError
@@ -35,6 +36,8 @@ class ReportConfig:
     """BERT and T5 of CTR-BERT, PTab and P5; `auto`: the paper's, or with `tiny` small ones with random weights."""
     baselines: tuple[Baseline, ...] | Auto = "auto"
     """Baselines of Table 2; `auto`: all eleven."""
+    only: Literal["all", "baselines", "llm"] = "all"
+    """Rows and curves that are run: `all`, the `baselines` alone (no GPU is needed), or those of an `llm` alone."""
     batches: int = 50
     """Table 6: timed batches, after five to warm up."""
     out: str = "auto"

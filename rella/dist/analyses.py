@@ -18,6 +18,7 @@ from rella.dist.work import baseline_score_task, lm_score_task
 from rella.models import ModelIdentity
 from rella.paper.numbers import K_LIST, numbers
 from rella.report.contents import Cell, Column, Heat, HeatRow, Row, Table, Value
+from rella.stages import RETRIEVE
 
 if TYPE_CHECKING:
     from rella.analysis.attention import BehaviourAttention
@@ -40,6 +41,7 @@ def heterogeneity_table(own: Own) -> Table:
     storage, e = own.runner.storage, own.runner.experiment
     lengths = own.scale.lengths
     own.runner.connect()
+    own.runner.run([pipeline], until=RETRIEVE)
     data, neighbours = pipeline.prepare.artifact(storage), pipeline.retrieve.artifact(storage)
     found = ray.get(_heterogeneity.remote(data, neighbours, lengths))
     known = numbers()["table9"] if e.dataset == "ml-1m" else {}

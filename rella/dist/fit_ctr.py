@@ -22,7 +22,7 @@ from rella.data.tables import Tables
 from rella.dist.dataset import Shared
 from rella.dist.group import guarded, launch
 from rella.dist.remote_progress import ProgressHandle, RemoteProgress
-from rella.dist.score import score_table, scored_samples
+from rella.dist.score import count_scored, score_table, scored_samples
 from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.telling import Telling, follower
@@ -152,8 +152,9 @@ def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _rows(tables: Tables, experiment: Experiment) -> int:
-    return len(training_samples(tables, experiment))
+def _rows(tasks: Sequence[FitTask]) -> list[int]:
+    """In one worker, not in a process for each."""
+    return [len(training_samples(t.shared.fetch_tables(), t.experiment)) for t in tasks]
 
 
 def fit(
@@ -166,7 +167,7 @@ def fit(
     """
     left = [t for t in tasks if t.outcome() is None]
     if left:
-        rows: list[int] = ray.get([_rows.remote(t.shared.tables, t.experiment) for t in left])
+        rows: list[int] = ray.get(_rows.remote(left))
         for task, n in zip(left, rows, strict=True):
             say(f"{'baseline':<9} {task.title}: {n:,} rows")
         total = sum(t.experiment.baseline.max_epochs * n for t, n in zip(left, rows, strict=True))
@@ -226,14 +227,9 @@ class BaselineScoreWorker:
         return self.held[number]
 
 
-@ray.remote(num_cpus=0)
-def _scored(tables: Tables, experiment: Experiment) -> int:
-    return len(scored_samples(tables, experiment))
-
-
 def score_baselines(tasks: Sequence[BaselineScoreTask], resources: Resources) -> list[list[Part]]:
     """Score every task's samples in one pool; return the parts by task."""
-    counts: list[int] = ray.get([_scored.remote(t.fit.shared.tables, t.fit.experiment) for t in tasks])
+    counts = count_scored([(t.fit.shared, t.fit.experiment) for t in tasks])
     shards = [s for n, rows in enumerate(counts) for s in cut(n, rows, SCORE_ROWS)]
     with RemoteProgress("score", sum(counts), "samples") as progress:
         setup = {"tasks": list(tasks), "cpus": resources.cpus, "progress": progress.handle}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from rella.progress import Bar
 from rella.tracking import Follower
 
 POLL_SECONDS = 0.5
+
+Record = tuple[int, dict[str, float]]
+"""A step and what is known after it."""
 
 
 @ray.remote(num_cpus=0)
@@ -31,6 +34,7 @@ class _Counter:
         self.lines: list[str] = []
         self.measured: list[dict[str, float]] = []
         self.followed: list[tuple[int, int, dict[str, float]]] = []
+        self.gone = 0
         self.stopped = False
         self.failed: dict[str, Any] | None = None
 
@@ -56,13 +60,15 @@ class _Counter:
             self.measured.append(metrics)
         return self.stopped
 
-    def follow(self, topic: int, number: int, step: int, values: dict[str, float]) -> None:
+    def follow(self, topic: int, number: int, records: list[Record]) -> None:
         if topic == self.topic:
-            self.followed.append((number, step, values))
+            self.followed += [(number, *record) for record in records]
 
-    def news(self) -> list[tuple[int, int, dict[str, float]]]:
-        found, self.followed = self.followed, []
-        return found
+    def news(self, known: int) -> list[tuple[int, int, dict[str, float]]]:
+        # What the driver has heard is not kept: a run over all of MovieLens-25M has hundreds of thousands of steps.
+        del self.followed[: known - self.gone]
+        self.gone = known
+        return self.followed
 
     def stop(self) -> None:
         self.stopped = True
@@ -112,9 +118,9 @@ class ProgressHandle:
         if ray.get(self.counter.measure.remote(self.topic, {**metrics, "step": step})):
             raise StoppedError(STOPPED)
 
-    def follow(self, number: int, step: int, values: Mapping[str, float]) -> None:
-        """Tell a run's values after a step, for the driver's trackers; returns at once."""
-        self.counter.follow.remote(self.topic, number, step, dict(values))
+    def follow(self, number: int, records: Sequence[Record]) -> None:
+        """Tell a run's (step, values) for the driver's trackers; returns at once."""
+        self.counter.follow.remote(self.topic, number, list(records))
 
     def fail(self, failed: dict[str, Any]) -> None:
         """Keep the first error (from `failure`) that starting again would not mend."""
@@ -141,7 +147,7 @@ class RemoteProgress:
         cls._topics += 1
         self.handle = ProgressHandle(cls._counter, cls._topics)
         self._title, self._total, self._unit = title, total, unit
-        self._printed = 0
+        self._printed = self._heard = 0
         self._stop = threading.Event()
 
     @classmethod
@@ -191,8 +197,18 @@ class RemoteProgress:
             self._printed += len(lines)
             bar.to(*done)
             if self._follower is not None:
-                for number, step, values in ray.get(counter.news.remote(), timeout=5):
-                    self._follower.take(number, step, values)
+                news = ray.get(counter.news.remote(self._heard), timeout=5)
+                self._heard += len(news)
+                self._track(bar, news)
         except ray.exceptions.RayError:
             # Progress is a courtesy: a lost counter must not end the work.
             time.sleep(POLL_SECONDS)
+
+    def _track(self, bar: Bar, news: Sequence[tuple[int, int, dict[str, float]]]) -> None:
+        try:
+            for number, step, values in news:
+                self._follower.take(number, step, values)  # type: ignore[union-attr]
+        except Exception as error:
+            # Whatever a tracker's library raises: curves are a courtesy too, and are in the artifacts all the same.
+            bar.say(f"tracking  ended: {type(error).__name__}: {error}")
+            self._follower = None

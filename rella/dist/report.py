@@ -13,7 +13,7 @@ from rella.dist.analyses import complexity_table, figure8, heterogeneity_table
 from rella.dist.figures import Figures
 from rella.dist.report_runs import Own
 from rella.dist.run import Runner
-from rella.paper.experiments import Exhibit, Line, Run, exhibits, is_paper_s
+from rella.paper.experiments import MADE, Exhibit, Line, Run, exhibits, is_paper_s
 from rella.paper.numbers import numbers
 from rella.report.blocks import Comparison, best_line, block
 from rella.report.contents import Block, Chart, Column, Heat, Report, Row, Section, Table, Value
@@ -31,8 +31,12 @@ def report(runner: Runner, resolved: Resolved) -> Figures:
     started = time.monotonic()
     config = resolved.report or ReportConfig()
     names = chosen_exhibits(config)
+    if config.only != "all":
+        # Both kinds are in these.
+        names = tuple(name for name in names if name not in ("table6", "figure8"))
     own = Own(runner, resolved, config)
-    wanted = exhibits(names, own.maker)
+    wanted = exhibits(names, own.maker, config.only)
+    names = tuple(n for n in names if n not in MADE or any(e.name == n for e in wanted))
     for exhibit in wanted:
         runner.say(f"report    {exhibit.title}: {len(set(exhibit.runs()))} runs")
     runner.prepare()
@@ -89,7 +93,7 @@ def _table1(own: Own) -> Table:
 
 def _details(own: Own, names: Sequence[str]) -> list[Block]:
     """Return slices and calibration of the base, ReLLa and the best baseline; with Table 2 alone."""
-    if "table2" not in names:
+    if "table2" not in names or own.config.only != "all":
         return []
     exhibit = own.maker.table2()
     results = {run: own.measurements.measured(run) for run in exhibit.runs()}

@@ -185,13 +185,19 @@ class ScoreWorker:
 
 
 @ray.remote(num_cpus=0)
-def _count(tables: Tables, experiment: Experiment) -> int:
-    return len(scored_samples(tables, experiment))
+def _counts(asked: Sequence[tuple[Shared, Experiment]]) -> list[int]:
+    return [len(scored_samples(shared.fetch_tables(), experiment)) for shared, experiment in asked]
+
+
+def count_scored(asked: Sequence[tuple[Shared, Experiment]]) -> list[int]:
+    """Return how many samples each of several score stages covers; in one worker, not in a process for each."""
+    found: list[int] = ray.get(_counts.remote(list(asked)))
+    return found
 
 
 def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources) -> list[list[Part]]:
     """Score every task's samples in one pool; return the parts by task."""
-    counts: list[int] = ray.get([_count.remote(t.shared.tables, t.experiment) for t in tasks])
+    counts = count_scored([(t.shared, t.experiment) for t in tasks])
     shards = [
         s
         for n, (t, rows) in enumerate(zip(tasks, counts, strict=True))

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from rella.artifacts import Artifact, Part
-from rella.config import Experiment
 from rella.data.selection import Chosen
-from rella.data.tables import Tables
 from rella.dist.fit_ctr import WEIGHTS
 from rella.dist.remote_progress import ProgressHandle, RemoteProgress
-from rella.dist.score import score_table, scored_samples
+from rella.dist.score import count_scored, score_table, scored_samples
 from rella.dist.session import Resources
 from rella.dist.shards import Shard, cut, run_shards
 from rella.dist.text_material import TextTask
@@ -89,14 +85,9 @@ def _load(task: TextTask) -> _Held:
     return _Held(task.reader(tables, tokenizer), predictor, scored_samples(tables, task.experiment))
 
 
-@ray.remote(num_cpus=0)
-def _count(tables: Tables, experiment: Experiment) -> int:
-    return len(scored_samples(tables, experiment))
-
-
 def score_texts(tasks: Sequence[TextScoreTask], resources: Resources) -> list[list[Part]]:
     """Score every task's samples in one pool; return the parts by task."""
-    counts: list[int] = ray.get([_count.remote(t.fit.shared.tables, t.fit.experiment) for t in tasks])
+    counts = count_scored([(t.fit.shared, t.fit.experiment) for t in tasks])
     shards = [
         s
         for n, (t, rows) in enumerate(zip(tasks, counts, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +13,6 @@ from rella.dist.remote_progress import ProgressHandle
 from rella.tracking import Follower, TrackedRun, check_trackers
 
 if TYPE_CHECKING:
-    from rella.lm.checkpoints import Course
     from rella.lm.tuning import Progress
 
 VALID = ("auc", "log_loss", "accuracy")
@@ -40,7 +39,8 @@ class Telling:
     """Of the run among those of its group."""
     title: str
     selected_on: str = "valid"
-    _begun: bool = field(default=False, init=False)
+    _steps: int = field(default=0, init=False)
+    _valid: int = field(default=0, init=False)
 
     def __call__(self, now: Progress) -> None:
         """Tell what a step or a validation said."""
@@ -57,28 +57,17 @@ class Telling:
             self.progress.measure(now.step, now.valid)
 
     def _follow(self, now: Progress) -> None:
-        if not self._begun:
-            # Of a run that goes on from a checkpoint: what happened before, which another driver may have been told.
-            self._begun = True
-            for step, values in _before(now.course, now.step):
-                self.progress.follow(self.number, step, values)
-        if now.valid:
-            values = {f"valid/{name}": now.valid[name] for name in VALID if name in now.valid}
-        else:
-            values = {"train/loss": now.loss, "train/learning_rate": now.learning_rate, "train/epoch": float(now.epoch)}
-            if now.loss_scale != 1:
-                values["train/loss_scale"] = now.loss_scale
-        self.progress.follow(self.number, now.step, values)
-
-
-def _before(course: Course, step: int) -> Sequence[tuple[int, Mapping[str, float]]]:
-    losses = [(n, {"train/loss": loss}) for n, loss in enumerate(course.losses[: step - 1], 1)]
-    valid = [
-        (int(v["step"]), {f"valid/{name}": v[name] for name in VALID if name in v})
-        for v in course.valid
-        if v["step"] < step
-    ]
-    return sorted([*losses, *valid], key=lambda told: told[0])
+        """Send what has happened since the last call: not every step is reported, and a run may go on from before."""
+        told: list[tuple[int, dict[str, float]]] = []
+        losses, valid = now.course.losses, now.course.valid
+        told += [(n, {"train/loss": losses[n - 1]}) for n in range(self._steps + 1, now.step + 1)]
+        told += [(int(v["step"]), {f"valid/{m}": v[m] for m in VALID if m in v}) for v in valid[self._valid :]]
+        self._steps, self._valid = now.step, len(valid)
+        values = {"train/learning_rate": now.learning_rate, "train/epoch": float(now.epoch)}
+        if now.loss_scale != 1:
+            values["train/loss_scale"] = now.loss_scale
+        told.append((now.step, values))
+        self.progress.follow(self.number, sorted(told, key=lambda record: record[0]))
 
 
 def follower(tasks: Sequence[Followed]) -> Follower:

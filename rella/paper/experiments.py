@@ -325,9 +325,13 @@ MADE = ("table2", "table3", "table4", "table5", "table7", "table8", "figure1", "
 """What a list of experiments gives; the others are facts of the data or analyses."""
 
 
-def exhibits(names: Sequence[str], maker: Maker) -> list[Exhibit]:
-    """Return the tables and figures of `names` that are lists of experiments."""
-    return [getattr(maker, name)() for name in names if name in MADE]
+def exhibits(names: Sequence[str], maker: Maker, only: Literal["all", "baselines", "llm"] = "all") -> list[Exhibit]:
+    """Return the tables and figures of `names` that are lists of experiments, with the lines of one kind or all."""
+    made: list[Exhibit] = [getattr(maker, name)() for name in names if name in MADE]
+    if only == "all":
+        return made
+    kept = [replace(e, lines=tuple(n for n in e.lines if n.runs[0].baseline == (only == "baselines"))) for e in made]
+    return [e for e in kept if e.lines]
 
 
 def is_paper_s(dataset: str) -> bool:

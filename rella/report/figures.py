@@ -93,7 +93,9 @@ def _chart(chart: Chart, figure: Figure) -> None:
     if plane is None:
         return
     across, up = plane
-    drawn = [(_series(plot, across, n, series), series.title) for n, series in enumerate(chart.series)]
+    drawn: list[tuple[Any, str]] = [
+        (_series(plot, across, n, series), series.title) for n, series in enumerate(chart.series)
+    ]
     if any(series.paper for series in chart.series):
         lines = plot.plot([], [], color="#5a6470", linewidth=0.8, dashes=(3, 3))
         drawn.append((lines[0], "the paper, in the same colour"))
