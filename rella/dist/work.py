@@ -81,7 +81,7 @@ def _reit(runner: Context, jobs: Sequence[Job]) -> Iterable[Outcome]:
     for job in jobs:
         e, retrieved = job.pipeline.experiment, "neighbours" in job.stage.inputs
         shared = runner.share(job.pipeline, retrieved)
-        wording, title = runner.source.wording(e), job.stage.slug.partition("-")[2]
+        wording, title = runner.source.wording(e), job.stage.slug.removeprefix(f"{runner.model.name}-")
         tasks.append(TuneTask(job.artifact, e, shared, wording, title))
     return tune(tasks, runner.model, resources(runner.experiment.cluster), runner.say)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 from rella.report.contents import Block, Cell, Chart, Column, Heat, HeatRow, Report, Section, Table, Value
 from rella.report.markdown import EMPTY, Mark, by_seed, grouped, key, marks, number, numeric, plain, points, signed
@@ -249,7 +250,13 @@ def _heat_cell(label: str, value: float, share: float, first: bool) -> Raw:
     )
 
 
+def _place(place: str) -> Raw:
+    """Return where an artifact lies; a folder of this machine opens from the page, an object store's URI is text."""
+    shown = tag("code", place)
+    return tag("a", shown, href=Path(place).as_uri()) if place.startswith("/") else shown
+
+
 def _artifacts(report: Report) -> Iterator[Raw]:
     if report.artifacts:
-        items = [tag("div", tag("dt", name), tag("dd", tag("code", place))) for name, place in report.artifacts]
+        items = [tag("div", tag("dt", name), tag("dd", _place(place))) for name, place in report.artifacts]
         yield tag("section", tag("h2", "Artifacts"), tag("dl", *items, class_="artifacts"), id="artifacts")

@@ -156,7 +156,9 @@ def test_nothing_is_loaded(root, text):
     assert not re.search(r"https?://", text.replace("http://www.w3.org/", ""))
     for node in root.all():
         for name in ("src", "srcset", "href", "xlink:href", "action"):
-            assert (node.attributes.get(name) or "#").startswith(("#", "data:,"))
+            # A folder of this machine opens when a reader asks for it.
+            kinds = ("#", "data:,", "file:///") if node.tag == "a" else ("#", "data:,")
+            assert (node.attributes.get(name) or "#").startswith(kinds)
     style = root.all("style")[0].text
     assert "url(" not in style
     assert "@import" not in style
@@ -390,3 +392,13 @@ def test_marks_tell_their_numbers_to_mouse_and_keyboard(browser, saved):
     assert browser.evaluate(tip) == ""
     over = 'document.querySelector("#calibration .mark").dispatchEvent(new PointerEvent("pointerenter"))'
     assert browser.evaluate(f"{over}, {tip}").startswith("ReLLa\nMean prediction 0.0500")
+
+
+def test_artifacts_of_this_machine_open_from_the_page() -> None:
+    places = [("scores", "/data/my storage/x-0123"), ("adapter", "s3://bucket/y-4567")]
+    root = parse(artifacts=places)
+    (section,) = root.all("section", id="artifacts")
+    assert [(a.attributes["href"], a.text) for a in section.all("a")] == [
+        ("file:///data/my%20storage/x-0123", "/data/my storage/x-0123")
+    ]
+    assert "s3://bucket/y-4567" in section.text
