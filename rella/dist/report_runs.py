@@ -16,7 +16,7 @@ from rella.report_config import ReportConfig
 
 STAND_IN = (
     "Backbones and text models marked (small) are small models of the paper's architectures with random weights: they "
-    "run through the same code and know nothing, so their zero-shot figures are at chance."
+    "run through the same code and know nothing: what they score without tuning means nothing."
 )
 ORIGIN = {"flag", "file", "preset", "call"}
 

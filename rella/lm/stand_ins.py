@@ -1,6 +1,6 @@
 """Small models of the paper's architectures with random weights: what stands in for its backbones on two cores.
 
-They read and answer as the real ones do, through the same code, and know nothing: their figures are at chance.
+They read and answer as the real ones do, through the same code, and know nothing.
 """
 
 from __future__ import annotations
