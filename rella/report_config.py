@@ -54,3 +54,21 @@ def chosen_exhibits(config: ReportConfig) -> tuple[str, ...]:
     if unknown := [name for name in asked if name not in (*EXHIBITS, "all")]:
         raise InputError(f"report: unknown {', '.join(unknown)}; there are {', '.join(EXHIBITS)} and all")
     return tuple(name for name in EXHIBITS if name in asked or "all" in asked)
+
+
+def check_report(config: ReportConfig) -> None:
+    """Verify the lists of values.
+
+    Raises:
+        InputError: names the flag, and what it takes.
+    """
+    for name in ("few", "curve", "lengths", "dimensions", "backbones", "baselines", "text_bases"):
+        values = getattr(config, name)
+        most = {"few": 2, "text_bases": 2}.get(name)
+        wrong = values != "auto" and (not values or (most is not None and len(values) > most))
+        if wrong or (values != "auto" and any(isinstance(v, int) and v < 1 for v in values)):
+            takes = f"one or two values, as [{'8192, 65536' if name == 'few' else 'bert-base-uncased, t5-base'}]"
+            raise InputError(
+                f"--report.{name.replace('_', '-')} {list(values)}: "
+                + (f"takes {takes}" if most else "takes a list of at least one value, numbers above 0")
+            )

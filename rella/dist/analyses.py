@@ -23,7 +23,7 @@ from rella.stages import RETRIEVE
 if TYPE_CHECKING:
     from rella.analysis.attention import BehaviourAttention
     from rella.analysis.complexity import Complexity
-    from rella.dist.report_runs import Own
+    from rella.dist.report_setup import ReportSetup
 
 CTR_BATCH, LM_BATCH = 512, 4
 """Rows of a batch in Table 6."""
@@ -33,7 +33,7 @@ LM_PROMPTS = 60
 # --- Table 9 --------------------------------------------------------------------------------------------------------
 
 
-def heterogeneity_table(own: Own) -> Table:
+def heterogeneity_table(own: ReportSetup) -> Table:
     """Return the mean number of genres among K recent and K retrieved behaviours of the test rows (Appendix D.4)."""
     pipeline = own.measurements.pipeline(own.zero().by_seed()[0])
     if pipeline.retrieve is None:
@@ -76,7 +76,7 @@ def _heterogeneity(data: Artifact, neighbours: Artifact, lengths: tuple[int, ...
 # --- Table 6 --------------------------------------------------------------------------------------------------------
 
 
-def complexity_table(own: Own) -> Table:
+def complexity_table(own: ReportSetup) -> Table:
     """Return parameters and time of a batch of SIM and ReLLa, measured on one worker (Appendix D.2)."""
     runner, batches = own.runner, own.config.batches
     runner.connect()
@@ -141,7 +141,7 @@ def _complexity(
 # --- Figure 8 -------------------------------------------------------------------------------------------------------
 
 
-def figure8(own: Own) -> Heat:
+def figure8(own: ReportSetup) -> Heat:
     """Return what the target's title attends to, for the base, ReLLa zero-shot and few-shot (§4.6).
 
     The case: the scored row whose true label ReLLa (few-shot) is surer of than the base by most.

@@ -11,7 +11,7 @@ from rella.cli import Resolved
 from rella.data.facts import TABLE1, checks
 from rella.dist.analyses import complexity_table, figure8, heterogeneity_table
 from rella.dist.figures import Figures
-from rella.dist.report_runs import Own
+from rella.dist.report_setup import ReportSetup
 from rella.dist.run import Runner
 from rella.paper.experiments import MADE, Exhibit, Line, Run, exhibits, is_paper_s
 from rella.paper.numbers import numbers
@@ -34,7 +34,7 @@ def report(runner: Runner, resolved: Resolved) -> Figures:
     if config.only != "all":
         # Both kinds are in these.
         names = tuple(name for name in names if name not in ("table6", "figure8"))
-    own = Own(runner, resolved, config)
+    own = ReportSetup(runner, resolved, config)
     wanted = exhibits(names, own.maker, config.only)
     names = tuple(n for n in names if n not in MADE or any(e.name == n for e in wanted))
     for exhibit in wanted:
@@ -57,7 +57,7 @@ def report(runner: Runner, resolved: Resolved) -> Figures:
     return _written(page, own.folder)
 
 
-def _made(own: Own, name: str, wanted: Sequence[Exhibit]) -> Block:
+def _made(own: ReportSetup, name: str, wanted: Sequence[Exhibit]) -> Block:
     """Return one table or figure."""
     listed = next((exhibit for exhibit in wanted if exhibit.name == name), None)
     if listed is not None:
@@ -70,7 +70,7 @@ def _made(own: Own, name: str, wanted: Sequence[Exhibit]) -> Block:
     return complexity_table(own) if name == "table6" else heterogeneity_table(own)
 
 
-def _comparison(own: Own, exhibit: Exhibit) -> Comparison | None:
+def _comparison(own: ReportSetup, exhibit: Exhibit) -> Comparison | None:
     """Test the better few-shot ReLLa against the best baseline, in Table 2."""
     if exhibit.name != "table2":
         return None
@@ -79,7 +79,7 @@ def _comparison(own: Own, exhibit: Exhibit) -> Comparison | None:
     return own.measurements.compared(best_line(few, results), best_line(full, results)) if few and full else None
 
 
-def _table1(own: Own) -> Table:
+def _table1(own: ReportSetup) -> Table:
     """Return the data set's counts."""
     e = own.runner.experiment
     facts = own.runner.prepare().manifest().facts
@@ -91,7 +91,7 @@ def _table1(own: Own) -> Table:
     return Table("table1", "Table 1: the data set", f"{e.dataset} as prepared", columns, [Row(e.dataset, cells)], notes)
 
 
-def _details(own: Own, names: Sequence[str]) -> list[Block]:
+def _details(own: ReportSetup, names: Sequence[str]) -> list[Block]:
     """Return slices and calibration of the base, ReLLa and the best baseline; with Table 2 alone."""
     if "table2" not in names or own.config.only != "all":
         return []
@@ -105,7 +105,7 @@ def _details(own: Own, names: Sequence[str]) -> list[Block]:
     return [slice_table(scored, models, own.caption()), calibration_chart(scored.labels, models, own.caption())]
 
 
-def _scored(own: Own, run: Run) -> Scored:
+def _scored(own: ReportSetup, run: Run) -> Scored:
     """Return what is known of the scored rows."""
     from rella.data.selection import choose, split_ids
 

@@ -65,13 +65,14 @@ def text_stand_ins(experiment: Experiment) -> tuple[Path, Path]:
     """Return the folders of a small BERT and a small T5 whose tokenizers know the data set's words.
 
     Args:
-        experiment: on `sample`, whose texts are made from its fields alone.
+        experiment: whose training samples are worded.
     """
     from rella.textctr.small import save_bert, save_t5, texts_of
 
     key = digest(
         {
             "version": VERSION,
+            "dataset": experiment.dataset,
             "k": experiment.k,
             "users": experiment.data.sample_users,
             "seed": experiment.data.sample_seed,

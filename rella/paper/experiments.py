@@ -51,7 +51,7 @@ class Scale:
     @property
     def n(self) -> int:
         """N where it is not varied."""
-        return self.few[self.ablated]
+        return self.few[min(self.ablated, len(self.few) - 1)]
 
     def title(self, model: str) -> str:
         """Return how tables call a model."""

@@ -90,7 +90,8 @@ def metrics_table(exhibit: Exhibit, results: Results, caption: str, comparison: 
         caption: what was run.
         comparison: for Table 2.
     """
-    improving = _improvement(exhibit, results) if exhibit.name == "table2" else None
+    tuned = any(line.group == "Few-shot" for line in exhibit.lines)
+    improving = _improvement(exhibit, results) if exhibit.name == "table2" and tuned else None
     columns = [*METRIC_COLUMNS, *([Column("rel_impr", "Rel.Impr", None, ".2%")] if improving else [])]
     rows = []
     for line in exhibit.lines:

@@ -11,7 +11,7 @@ from rella.cli import resolve
 from rella.errors import InputError
 from rella.paper.experiments import MADE, Maker, Run, exhibits, paper_scale
 from rella.paper.numbers import numbers
-from rella.report_config import EXHIBITS, ReportConfig, chosen_exhibits
+from rella.report_config import EXHIBITS, ReportConfig, check_report, chosen_exhibits
 
 
 def maker(dataset: str = "ml-1m", model: str = "vicuna-13b", **values: object) -> Maker:
@@ -132,3 +132,24 @@ def test_names_of_tables_and_figures() -> None:
 def test_the_paper_s_backbones_are_known_ones() -> None:
     assert set(paper_scale("ml-1m").backbones) == set(BACKBONES)
     assert isinstance(maker().zero("falcon-7b", "recent"), Run)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"few": (1, 2, 3)}, "--report.few \\[1, 2, 3\\]: takes one or two values"),
+        ({"few": ()}, "--report.few"),
+        ({"lengths": ()}, "--report.lengths \\[\\]: takes a list of at least one value"),
+        ({"curve": (0, 5)}, "numbers above 0"),
+        ({"text_bases": ("a", "b", "c")}, "--report.text-bases"),
+    ],
+)
+def test_lists_that_make_no_table_are_refused(values: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check_report(ReportConfig(**values))
+
+
+def test_one_few_shot_setting_is_enough() -> None:
+    scale = replace(paper_scale("sample"), few=(64,), backbones=("tiny",))
+    made = exhibits(MADE, Maker(resolve({}).experiment, scale))
+    assert {r.experiment.shots for e in made if e.name == "table3" for r in e.runs()} == {64, 32}

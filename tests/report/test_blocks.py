@@ -130,3 +130,13 @@ def test_figure_7_is_a_curve_over_n_with_the_full_shot_level() -> None:
         assert [point.y for point in series.points] == pytest.approx(expected, abs=1e-12)
     assert chart.level is not None
     assert chart.level[1] == pytest.approx(pairs_auc(labels, probability[exhibit.level.runs[0]]), abs=1e-12)
+
+
+def test_baselines_alone_have_no_improvement_over_them() -> None:
+    maker, probability, labels, users = world()
+    (exhibit,) = exhibits(["table2"], maker, "baselines")
+    assert all(line.runs[0].baseline for line in exhibit.lines)
+    table = block(exhibit, measured(probability, labels, users), "caption")
+    assert [c.key for c in table.columns] == ["auc", "log_loss", "accuracy"]
+    (exhibit,) = exhibits(["table2"], maker, "llm")
+    assert {line.group for line in exhibit.lines} == {"Zero-shot", "Few-shot"}

@@ -10,9 +10,9 @@ from typing import Any
 from rella.cli import Resolved
 from rella.dist.measure import Measurements
 from rella.dist.run import Runner
-from rella.paper.experiments import Exhibit, Maker, Run, Scale, paper_scale
+from rella.paper.experiments import SMALL_TEXT, TITLES, Exhibit, Maker, Run, Scale, paper_scale
 from rella.provenance import code_version, machine
-from rella.report_config import ReportConfig
+from rella.report_config import ReportConfig, check_report, chosen_exhibits
 
 STAND_IN = (
     "Backbones and text models marked (small) are small models of the paper's architectures with random weights: they "
@@ -21,11 +21,16 @@ STAND_IN = (
 ORIGIN = {"flag", "file", "preset", "call"}
 
 
-class Own:
+class ReportSetup:
     """What one report is made of."""
 
     def __init__(self, runner: Runner, resolved: Resolved, config: ReportConfig) -> None:
-        """Settle the scale: the user's values, else the paper's, else small ones."""
+        """Settle the scale: the user's values, else the paper's, else small ones.
+
+        Raises:
+            InputError: an unknown table, or values of which there have to be others.
+        """
+        check_report(config)
         self.runner, self.config = runner, config
         given = frozenset(n for n, source in resolved.sources.items() if source.split()[0] in ORIGIN)
         self.small: list[str] = []
@@ -52,18 +57,20 @@ class Own:
         """Put small models in the place of the paper's where the experiment's own is one."""
         from rella.lm.loading import quiet_libraries
         from rella.lm.stand_ins import SMALL, stand_in, text_stand_ins
-        from rella.paper.experiments import TITLES
 
-        wanted = self.config.backbones == "auto"
+        names, config = chosen_exhibits(self.config), self.config
         with quiet_libraries():
-            folders = {str(stand_in(name)): f"{TITLES[name]} (small)" for name in SMALL} if wanted else {}
-            if self.config.text_bases == "auto":
-                bert, t5 = text_stand_ins(self.runner.experiment)
-                scale = replace(scale, bert=str(bert), t5=str(t5))
-        self.small = list(folders)
-        names = list(folders)
-        ordered = (*names[:3], "tiny", *names[3:])
-        return replace(scale, backbones=ordered, titles={**folders, "tiny": "tiny"})
+            if config.backbones == "auto" and {"table2", "table4", "table5"} & set(names):
+                self.small = [str(stand_in(name)) for name in SMALL]
+                titles = {path: f"{TITLES[name]} (small)" for path, name in zip(self.small, SMALL, strict=True)}
+                # Where Vicuna-13B stands in the paper's tables.
+                ordered = (*self.small[:3], "tiny", *self.small[3:])
+                scale = replace(scale, backbones=ordered, titles={**titles, "tiny": "tiny"})
+            if config.text_bases == "auto" and "table2" in names and config.only != "llm":
+                bert, t5 = map(str, text_stand_ins(self.runner.experiment))
+                self.small += [bert, t5]
+                scale = replace(scale, bert=bert, t5=t5, text_values=SMALL_TEXT)
+        return scale
 
     @property
     def folder(self) -> Path:
