@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from rella.cli import Resolved
+from rella.ctr.floor import Floor
 from rella.data.facts import TABLE1, checks
+from rella.data.selection import Chosen, choose, split_ids
 from rella.dist.analyses import complexity_table, figure8, heterogeneity_table
 from rella.dist.figures import Figures
 from rella.dist.report_setup import ReportSetup
 from rella.dist.run import Runner
+from rella.metrics import Metrics, evaluate
 from rella.paper.experiments import MADE, Exhibit, Line, Run, exhibits, is_paper_s
 from rella.paper.numbers import numbers
 from rella.report.blocks import Comparison, best_line, block
 from rella.report.contents import Block, Chart, Column, Heat, Report, Row, Section, Table, Value
 from rella.report.numbers import as_json
 from rella.report.slices import Scored, calibration_chart, counts, slice_table
+from rella.report.tables import METRICS
 from rella.report_config import ReportConfig, chosen_exhibits
 
 
@@ -62,7 +70,9 @@ def _made(own: ReportSetup, name: str, wanted: Sequence[Exhibit]) -> Block:
     listed = next((exhibit for exhibit in wanted if exhibit.name == name), None)
     if listed is not None:
         results = {run: own.measurements.measured(run) for run in listed.runs()}
-        return block(listed, results, own.caption(listed), _comparison(own, listed))
+        made = block(listed, results, own.caption(listed), _comparison(own, listed))
+        full = [line for line in listed.lines if line.group == "Full-shot"]
+        return _with_floor(own, made, full[0].runs[0]) if full and isinstance(made, Table) else made
     if name == "table1":
         return _table1(own)
     if name == "figure8":
@@ -101,20 +111,46 @@ def _details(own: ReportSetup, names: Sequence[str]) -> list[Block]:
     lines = [Line(f"{own.scale.title(own.runner.experiment.model)} (zero-shot)", (own.base(),)), best,
              Line("ReLLa (few-shot)", (own.ours(),))]  # fmt: skip
     models = {line.title: own.measurements.scores(line.runs[0])[2] for line in lines}
-    scored = _scored(own, own.base())
+    scored = Rows.of(own, own.base()).described(own.measurements.scores(own.base())[1])
     return [slice_table(scored, models, own.caption()), calibration_chart(scored.labels, models, own.caption())]
 
 
-def _scored(own: ReportSetup, run: Run) -> Scored:
-    """Return what is known of the scored rows."""
-    from rella.data.selection import choose, split_ids
+@dataclass(frozen=True)
+class Rows:
+    """The scored rows and the training split, by the prepared data set."""
 
-    data = own.measurements.pipeline(run.by_seed()[0]).prepare.artifact(own.runner.storage)
-    samples, sizes = data.read("samples"), {n: data.read(n, [n[:-1]]).num_rows for n in ("users", "items")}
-    ids, labels, _ = own.measurements.scores(run)
-    rows, train = choose(samples, ids), choose(samples, split_ids(samples, "train"))
-    return Scored(labels, rows.end, counts(rows.item, train.item, sizes["items"]),
-                  counts(rows.user, train.user, sizes["users"]))  # fmt: skip
+    scored: Chosen
+    train: Chosen
+    sizes: dict[str, int]
+    """Number of users and items."""
+
+    @staticmethod
+    def of(own: ReportSetup, run: Run) -> Rows:
+        """Read them for a run."""
+        data = own.measurements.pipeline(run.by_seed()[0]).prepare.artifact(own.runner.storage)
+        samples, sizes = data.read("samples"), {n: data.read(n, [n[:-1]]).num_rows for n in ("users", "items")}
+        ids, _, _ = own.measurements.scores(run)
+        return Rows(choose(samples, ids), choose(samples, split_ids(samples, "train")), sizes)
+
+    def described(self, labels: npt.NDArray[np.int8]) -> Scored:
+        """Return what slices are cut by."""
+        popularity = counts(self.scored.item, self.train.item, self.sizes["items"])
+        activity = counts(self.scored.user, self.train.user, self.sizes["users"])
+        return Scored(labels, self.scored.end, popularity, activity)
+
+    def floor(self) -> Metrics:
+        """Return the metrics of what no model may fall below: shrunk means of user and item from the training rows."""
+        found, _ = Floor.fit(self.train, self.sizes["users"], self.sizes["items"]).predict(self.scored)
+        return evaluate(self.scored.label, found)
+
+
+def _with_floor(own: ReportSetup, table: Table, run: Run) -> Table:
+    """Return Table 2 with the floor among the full-shot rows."""
+    found = Rows.of(own, run).floor()
+    cells = {m: Value(getattr(found, m)) for m in METRICS}
+    row = Row("Floor (shrunk means of user and item)", cells, "Full-shot", ranked=False)
+    last = max(n for n, one in enumerate(table.rows) if one.group == "Full-shot")
+    return replace(table, rows=[*table.rows[: last + 1], row, *table.rows[last + 1 :]])
 
 
 def _sections(blocks: dict[str, Block], details: Sequence[Block]) -> list[Section]:

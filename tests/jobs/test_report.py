@@ -80,6 +80,8 @@ def test_numbers_are_what_the_scores_say(made) -> None:
         ("Few-shot", "ReLLa (<1%, N = 32)"): ("tiny, N = 32",),
         ("Few-shot", "ReLLa (<10%, N = 64)"): ("tiny, N = 64",),
     }
+    least = rows.pop(("Full-shot", "Floor (shrunk means of user and item)"))
+    assert 0.5 < least["auc"]["value"] < 1
     assert rows.keys() == wanted.keys()
     for name, words in wanted.items():
         labels, p = scores(results, *words)
