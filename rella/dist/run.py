@@ -253,13 +253,17 @@ class Runner(Context):
 
     def connect(self) -> None:
         """Join the cluster, or start one, unless that was done; Ray's tasks can be used from then on."""
+        import ray
+
         from rella.dist.session import check_shared, resources, session
 
         if not self._connected:
-            started = time.monotonic()
+            # One that runs inside another's session has nothing to wait for.
+            started, inside = time.monotonic(), ray.is_initialized()
             self._open.enter_context(session(self.experiment.cluster))
             check_shared(self.storage)
             # More workers than there are would otherwise show only when a stage asks for them.
             resources(self.experiment.cluster)
             self._connected = True
-            self.say(f"{'ray':<9} ready  {time.monotonic() - started:.1f} s")
+            if not inside:
+                self.say(f"{'ray':<9} ready  {time.monotonic() - started:.1f} s")
