@@ -41,7 +41,8 @@ class ReportConfig:
     batches: int = 50
     """Table 6: timed batches, after five to warm up."""
     out: str = "auto"
-    """Folder of the page, the Markdown and the figures; `auto`: `reports/<data set>-<model>`."""
+    """Folder of the page, the Markdown and the figures; `auto`: `reports/<data set>-<model>`, of a submitted
+    job in the storage."""
 
 
 def chosen_exhibits(config: ReportConfig) -> tuple[str, ...]:

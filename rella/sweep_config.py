@@ -35,4 +35,5 @@ class SweepConfig:
     test: bool = True
     """Whether the best of each N is scored on the test split: the curve of Figure 7."""
     out: str = "auto"
-    """Folder for `best-n<N>.yaml` and `sweep.json`; `auto`: `sweeps/<data set>-<method>`."""
+    """Folder for `best-n<N>.yaml` and `sweep.json`; `auto`: `sweeps/<data set>-<method>`, of a submitted job in
+    the storage."""

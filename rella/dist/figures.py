@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from rella.dist.context import AnyPipeline
 from rella.dist.run import Runner
 from rella.errors import InputError
 from rella.metrics import BootstrapEstimates, bootstrap_users
+from rella.storage import SUBMITTED_JOB, Storage
 
 Figures = dict[str, Json]
 
@@ -31,6 +34,31 @@ def estimates(runner: Runner, pipeline: AnyPipeline) -> BootstrapEstimates:
     # A sample of the data set is the row of its target among the interactions, which are sorted by user.
     user = np.searchsorted(column(users, "offset"), column(scores, "sample_id"), side="right")
     return bootstrap_users(user, column(scores, "label"), column(scores, "probability"))
+
+
+def output_folder(asked: str, name: str, storage: Storage) -> Path:
+    """Return where a job puts what people read.
+
+    Args:
+        asked: a folder, or `auto`: `name` in the working directory; in a submitted job, whose working directory is a
+            copy that nobody looks into, in the storage where that is a folder, else in `~/rella`.
+        name: `reports/sample-tiny`, ...
+        storage: of the artifacts.
+
+    Raises:
+        InputError: a relative folder in a submitted job.
+    """
+    submitted = SUBMITTED_JOB in os.environ
+    if asked != "auto":
+        folder = Path(asked).expanduser()
+        if submitted and not folder.is_absolute():
+            raise InputError(
+                f"{asked} is relative, and a submitted job runs in a copy of its folder: give a full path"
+            )
+        return folder
+    if not submitted:
+        return Path(name)
+    return Path(storage.absolute(name)) if storage.is_local else Path("~/rella").expanduser() / name
 
 
 def full_shot(resolved: Resolved) -> Resolved:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rella.cli import Resolved
+from rella.dist.figures import output_folder
 from rella.dist.measure import Measurements
 from rella.dist.run import Runner
 from rella.paper.experiments import SMALL_TEXT, TITLES, Exhibit, Maker, Run, Scale, paper_scale
@@ -75,8 +76,8 @@ class ReportSetup:
     @property
     def folder(self) -> Path:
         """Where the page goes."""
-        e, out = self.runner.experiment, self.config.out
-        return Path(f"reports/{e.dataset}-{Path(e.model).name}" if out == "auto" else out).expanduser()
+        e = self.runner.experiment
+        return output_folder(self.config.out, f"reports/{e.dataset}-{Path(e.model).name}", self.runner.storage)
 
     # --- the runs that analyses look at ---
 

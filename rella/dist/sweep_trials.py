@@ -24,6 +24,7 @@ from rella.cli import Resolved
 from rella.config import Experiment
 from rella.dist.by_shots import ByShots
 from rella.dist.context import AnyPipeline
+from rella.dist.figures import output_folder
 from rella.dist.remote_progress import RemoteProgress
 from rella.dist.run import Runner
 from rella.dist.session import explained, resources
@@ -63,7 +64,7 @@ class Sweep:
     def folder(self) -> Path:
         """Where its files go."""
         name = f"sweeps/{self.runner.experiment.dataset}-{self.config.method}"
-        return Path(name if self.config.out == "auto" else self.config.out).expanduser()
+        return output_folder(self.config.out, name, self.runner.storage)
 
     def artifact(self, number: int) -> Artifact:
         """Return what a trial makes."""
