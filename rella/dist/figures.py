@@ -52,9 +52,7 @@ def output_folder(asked: str, name: str, storage: Storage) -> Path:
     if asked != "auto":
         folder = Path(asked).expanduser()
         if submitted and not folder.is_absolute():
-            raise InputError(
-                f"{asked} is relative, and a submitted job runs in a copy of its folder: give a full path"
-            )
+            raise InputError(f"{asked} is relative, and a submitted job runs in a copy of its folder: give a full path")
         return folder
     if not submitted:
         return Path(name)
