@@ -10,7 +10,7 @@ EXTRA := $(if $(filter cpu,$(CARD)),cpu,gpu)
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(CARD)
 
-.PHONY: demo test check format test-slow test-faults test-gpu tiny clean install
+.PHONY: demo test check format test-fast test-slow test-faults test-gpu tiny clean install
 
 install: $(INSTALLED)
 
@@ -24,10 +24,12 @@ $(INSTALLED): pyproject.toml cluster/constraints/common.txt cluster/constraints/
 demo: $(INSTALLED)  ## the whole method on synthetic data: one table, and where the artifacts are
 	@$(PY) jobs/reit.py --seeds $(SEEDS)
 
-check: $(INSTALLED)  ## format, lint, strict types, fast tests
+check: $(INSTALLED)  ## format, lint, strict types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+test-fast: $(INSTALLED)  ## what needs neither Ray nor groups of processes: minutes
 	$(PY) -m pytest -q -m "not ray and not groups and not slow and not faults and not gpu"
 
 test: $(INSTALLED)  ## everything but the slow, fault and GPU tiers, real Ray included
