@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from rella.artifacts import Json
 from rella.cli import Resolved
@@ -30,10 +31,15 @@ def estimates(runner: Runner, pipeline: AnyPipeline) -> BootstrapEstimates:
     missing = scores.column("label").null_count
     if missing:
         raise InputError(f"{missing} of the {len(scores)} scored samples have no label: metrics are undefined")
+    user = users_of(runner, pipeline, column(scores, "sample_id"))
+    return bootstrap_users(user, column(scores, "label"), column(scores, "probability"))
+
+
+def users_of(runner: Runner, pipeline: AnyPipeline, sample_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return whose each sample is: (S,) rows of the users table."""
     users = pipeline.prepare.artifact(runner.storage).read("users", ["offset"])
     # A sample of the data set is the row of its target among the interactions, which are sorted by user.
-    user = np.searchsorted(column(users, "offset"), column(scores, "sample_id"), side="right")
-    return bootstrap_users(user, column(scores, "label"), column(scores, "probability"))
+    return np.searchsorted(column(users, "offset"), sample_id, side="right").astype(np.int64) - 1
 
 
 def output_folder(asked: str, name: str, storage: Storage) -> Path:

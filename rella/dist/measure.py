@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rella.baselines import as_text
-from rella.config import Experiment
 from rella.data.tables import column
 from rella.dist.context import AnyPipeline, Job
-from rella.dist.figures import estimates
+from rella.dist.figures import estimates, users_of
 from rella.dist.run import Runner
 from rella.errors import InputError
 from rella.metrics import PairedTest, compare_auc_by_users, delong, mcnemar, paired_t
@@ -32,6 +31,7 @@ class Measurements:
         self._runners: dict[tuple[str, str], Runner] = {self._place(Run(runner.experiment)): runner}
         self._pipelines: dict[Run, AnyPipeline] = {}
         self._measured: dict[Run, Measured] = {}
+        self._scores: dict[Run, Scores] = {}
 
     def _place(self, run: Run) -> tuple[str, str]:
         """Return which pretrained models a run computes with."""
@@ -86,10 +86,12 @@ class Measurements:
 
     def scores(self, run: Run) -> Scores:
         """Return the scores of a run's first seed."""
-        table = self.pipeline(run.by_seed()[0]).score.artifact(self.runner.storage).read()
-        ids, labels = column(table, "sample_id"), column(table, "label")
-        order = np.argsort(ids, kind="stable")
-        return ids[order], labels[order].astype(np.int8), column(table, "probability")[order]
+        if run not in self._scores:
+            table = self.pipeline(run.by_seed()[0]).score.artifact(self.runner.storage).read()
+            ids, labels = column(table, "sample_id"), column(table, "label")
+            order = np.argsort(ids, kind="stable")
+            self._scores[run] = ids[order], labels[order].astype(np.int8), column(table, "probability")[order]
+        return self._scores[run]
 
     def compared(self, ours: Line, baseline: Line) -> Comparison:
         """Return the paired tests of two runs on the same samples.
@@ -100,29 +102,23 @@ class Measurements:
         first, second = self.scores(ours.runs[0]), self.scores(baseline.runs[0])
         if not np.array_equal(first[0], second[0]):
             raise InputError(f"{ours.title} and {baseline.title} were not scored on the same samples")
-        users = self.users(ours.runs[0])
+        users = users_of(self.runner, self.pipeline(ours.runs[0].by_seed()[0]), first[0])
         of_users, _ = compare_auc_by_users(users, first[1], first[2], second[2])
         arrays = (first[1], first[2], second[2])
         tests: Sequence[PairedTest] = (delong(*arrays), of_users, paired_t(*arrays), mcnemar(*arrays))
         return Comparison(ours, baseline, tests)
-
-    def users(self, run: Run) -> npt.NDArray[np.int64]:
-        """Return whose each scored sample is, (S,), in the order of `scores`."""
-        users = self.pipeline(run.by_seed()[0]).prepare.artifact(self.runner.storage).read("users", ["offset"])
-        # A sample of the data set is the row of its target among the interactions, which are sorted by user.
-        return np.searchsorted(column(users, "offset"), self.scores(run)[0], side="right").astype(np.int64) - 1
 
     def places(self) -> list[tuple[str, str]]:
         """Return name and place of every run's scores and of what made them."""
         found = []
         for run, pipeline in self._pipelines.items():
             stage = pipeline.score
-            found.append((f"scores of {_name(run.experiment, run)}", stage.artifact(self.runner.storage).where()))
+            found.append((f"scores of {_name(run)}", stage.artifact(self.runner.storage).where()))
         return sorted(found)
 
 
-def _name(experiment: Experiment, run: Run) -> str:
-    e = experiment
+def _name(run: Run) -> str:
+    e = run.experiment
     if run.baseline:
         return f"{e.baseline.model}, N = {e.shots}, K = {e.k}, seed {e.seed}"
     how = f"N = {e.shots}, {e.mix}, seed {e.seed}" if e.adapter == "auto" else "zero-shot"

@@ -93,16 +93,14 @@ def metrics_table(exhibit: Exhibit, results: Results, caption: str, comparison: 
     tuned = any(line.group == "Few-shot" for line in exhibit.lines)
     improving = _improvement(exhibit, results) if exhibit.name == "table2" and tuned else None
     columns = [*METRIC_COLUMNS, *([Column("rel_impr", "Rel.Impr", None, ".2%")] if improving else [])]
+    starred = comparison.ours if comparison is not None and comparison.significant else None
     rows = []
     for line in exhibit.lines:
-        paper, starred = line.paper[0] if line.paper else None, comparison is not None and line is comparison.ours
-        star = starred and comparison is not None and comparison.significant
-        cells: dict[str, Cell] = {
-            m: results[line.runs[0]].value(
-                m, getattr(paper, m) if isinstance(paper, Printed) else None, star and m == "auc"
-            )
-            for m in METRICS
-        }
+        measured, paper = results[line.runs[0]], line.paper[0] if line.paper else None
+        cells: dict[str, Cell] = {}
+        for m in METRICS:
+            theirs = getattr(paper, m) if isinstance(paper, Printed) else None
+            cells[m] = measured.value(m, theirs, star=m == "auc" and line is starred)
         if improving and (found := improving(line)) is not None:
             cells["rel_impr"] = found
         rows.append(Row(line.title, cells, line.group))
