@@ -18,7 +18,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = f"{title:<9}", total, unit
-        self._done, self._note = 0, ""
+        self._done, self._free, self._note = 0, 0, ""
         self._started = self._printed = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
@@ -26,12 +26,18 @@ class Bar:
                 desc=self._title, total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, smoothing=0.1
             )
 
-    def to(self, done: int, note: str = "") -> None:
-        """Move to `done`, with a note (loss, AUC) behind the rate."""
+    def to(self, done: int, note: str = "", free: int = 0) -> None:
+        """Move to `done`, of which `free` took no time (found, or not needed), with a note (loss, AUC) behind the rate."""
         self._note = note or self._note
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
+            # What tqdm takes as done before it began.
+            found = min(free - self._free, max(0, done - self._bar.n))
+            self._bar.initial += found
+            self._bar.n += found
+            self._bar.last_print_n += found
             self._bar.update(max(0, done - self._bar.n))
+        self._free = max(self._free, free)
         self._done = max(self._done, done)
         if self._bar is None and time.monotonic() - self._printed >= LOG_SECONDS:
             self._print()
@@ -47,7 +53,7 @@ class Bar:
         """One line of a log: nothing is redrawn, so nothing is padded or overwritten."""
         self._printed = time.monotonic()
         elapsed = self._printed - self._started
-        rate = self._done / elapsed if elapsed else 0.0
+        rate = (self._done - self._free) / elapsed if elapsed else 0.0
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
         share = 100 * self._done // max(1, self._total)
         ending = f"ETA {left}" if self._done < self._total else f"in {tqdm.format_interval(elapsed)}"

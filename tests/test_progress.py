@@ -27,6 +27,32 @@ def test_a_log_gets_whole_lines_with_rate_and_time_left(
     assert re.fullmatch(r"tune +100% 1,000/1,000 rows 50\.0/s in 00:20  loss 0\.5", last)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_took_no_time_is_no_part_of_the_rate(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that an earlier run left, or that an early stop left out: done, and not by this machine's speed."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with Bar("fit", 1000, "rows") as bar:
+        if bar._bar is not None:
+            bar._bar._time = lambda: clock[0]
+            bar._bar.start_t = bar._bar.last_print_t = 0.0
+        clock[0] = 10.0
+        bar.to(600, "loss 1.0", free=500)
+        clock[0] = 20.0
+        bar.to(1000, free=800)
+    shown = capsys.readouterr().err
+    if terminal:
+        assert re.search(r"600/1000 .*10\.00 rows/s", shown)
+        assert re.search(r"1000/1000 .*10\.00 rows/s", shown)
+    else:
+        first, last = shown.splitlines()[:2]
+        assert re.fullmatch(r"fit +60% 600/1,000 rows 10\.0/s ETA 00:40  loss 1\.0", first)
+        assert re.fullmatch(r"fit +100% 1,000/1,000 rows 10\.0/s in 00:20  loss 1\.0", last)
+
+
 def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Bar("score", 10, "prompts") as bar:

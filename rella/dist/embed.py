@@ -125,7 +125,7 @@ def embed(
             "cpus": resources.cpus,
             "progress": progress.handle,
         }
-        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.kept(shard.stop - shard.start)  # noqa: E731
         if experiment.cluster.base_workers > 1:
             return run_split(EmbedWorker, setup, [artifact], shards, experiment, resources, kept)[0]
         return run_shards(EmbedWorker, setup, [artifact], shards, resources, kept, threads=2)[0]

@@ -146,8 +146,7 @@ def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
         }
         write_result(task.artifact, [part], facts)
         states.clear()
-        # The bar ends where an early stop ended the run.
-        progress.report_at(number, e.baseline.max_epochs * len(train))
+        progress.end_at(number, e.baseline.max_epochs * len(train))
     dist.barrier()
 
 
@@ -233,7 +232,7 @@ def score_baselines(tasks: Sequence[BaselineScoreTask], resources: Resources) ->
     shards = [s for n, rows in enumerate(counts) for s in cut(n, rows, SCORE_ROWS)]
     with RemoteProgress("score", sum(counts), "samples") as progress:
         setup = {"tasks": list(tasks), "cpus": resources.cpus, "progress": progress.handle}
-        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.kept(shard.stop - shard.start)  # noqa: E731
         return run_shards(BaselineScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept)
 
 

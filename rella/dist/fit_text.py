@@ -91,8 +91,7 @@ class _Run:
         if rank == 0:
             self._write(fitter, fitted, tokenizer, time.monotonic() - started)
             states.clear()
-            # The bar ends where an early stop ended the run.
-            self.progress.report_at(self.number, task.config.max_epochs * self.material.facts["rows"])
+            self.progress.end_at(self.number, task.config.max_epochs * self.material.facts["rows"])
         dist.barrier()
 
     def _model(self, tokenizer: Any, device: torch.device) -> TextModel[Any]:  # noqa: ANN401 - transformers is untyped

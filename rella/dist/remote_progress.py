@@ -29,7 +29,7 @@ class _Counter:
         self.start(0)
 
     def start(self, topic: int) -> None:
-        self.topic, self.done, self.note = topic, 0, ""
+        self.topic, self.done, self.free, self.note = topic, 0, 0, ""
         self.at: dict[int, int] = {}
         self.lines: list[str] = []
         self.measured: list[dict[str, float]] = []
@@ -38,16 +38,22 @@ class _Counter:
         self.stopped = False
         self.failed: dict[str, Any] | None = None
 
-    def add(self, topic: int, rows: int, note: str) -> None:
+    def add(self, topic: int, rows: int, note: str, free: bool) -> None:
         # A straggler of the stage before must not move this one's bar.
         if topic == self.topic:
             self.done += rows
+            self.free += rows * free
             self.note = note or self.note
 
     def set(self, topic: int, source: int, rows: int, note: str) -> None:
         if topic == self.topic:
             self.at[source] = rows
             self.note = note or self.note
+
+    def end(self, topic: int, source: int, rows: int) -> None:
+        if topic == self.topic:
+            self.free += rows - self.at.get(source, 0)
+            self.at[source] = rows
 
     def tell(self, topic: int, line: str) -> None:
         # Many workers learn the same.
@@ -76,8 +82,8 @@ class _Counter:
     def measures(self, known: int) -> list[dict[str, float]]:
         return self.measured[known:]
 
-    def look(self) -> tuple[int, str]:
-        return self.done + sum(self.at.values()), self.note
+    def look(self) -> tuple[int, str, int]:
+        return self.done + sum(self.at.values()), self.note, self.free
 
     def heard(self, known: int) -> list[str]:
         return self.lines[known:]
@@ -99,11 +105,19 @@ class ProgressHandle:
 
     def report(self, rows: int, note: str = "") -> None:
         """Say that `rows` more are done; returns at once."""
-        self.counter.add.remote(self.topic, rows, note)
+        self.counter.add.remote(self.topic, rows, note, False)
+
+    def kept(self, rows: int) -> None:
+        """Say that `rows` are there from before: they move the bar, and are no part of the rate."""
+        self.counter.add.remote(self.topic, rows, "", True)
 
     def report_at(self, source: int, rows: int, note: str = "") -> None:
         """Say that `rows` of a source are done in all: fit for work that may start again; returns at once."""
         self.counter.set.remote(self.topic, source, rows, note)
+
+    def end_at(self, source: int, rows: int) -> None:
+        """Say that a source has come to its end, of `rows` in all: what it has not done is no part of the rate."""
+        self.counter.end.remote(self.topic, source, rows)
 
     def say(self, line: str) -> None:
         """Have the driver print a line, once however many workers say it."""

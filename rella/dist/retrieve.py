@@ -67,6 +67,8 @@ class Brief:
     """Of the plan, where it is cut by target."""
     group_pairs: tuple[int, ...] = ()
     """By group of the plan."""
+    order: tuple[int, ...] = ()
+    """The plan's groups as they are given out: what is last should be short, so that no worker waits for another."""
     edges: tuple[int, ...] = ()
     """Where the parts' samples begin, and where the last one's end."""
 
@@ -113,8 +115,9 @@ def _ready(data: Artifact, vectors: Artifact, experiment: Experiment) -> tuple[I
         ranges = by_cost(0, samples.end.astype(np.int64) + 16, retrieve.shard_pairs)
         return index, asked, None, replace(brief, ranges=ranges)
     plan = Plan.of(index, samples, retrieve.k_max, shards)
-    groups, edges = tuple(plan.pairs.tolist()), tuple(plan.edges.tolist())
-    return index, asked, plan, replace(brief, digest=plan.digest, group_pairs=groups, edges=edges)
+    pairs, edges = tuple(plan.pairs.tolist()), tuple(plan.edges.tolist())
+    order = (*range(plan.tables, plan.groups), *range(plan.tables))
+    return index, asked, plan, replace(brief, digest=plan.digest, group_pairs=pairs, order=order, edges=edges)
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,7 @@ def retrieve(
 
 def _by_ranges(setup: Setup, work: Brief, resources: Resources) -> list[Part]:
     pairs = {s: (s.stop - s.start) * work.pairs // max(1, work.samples) for s in work.ranges}
-    kept = lambda shard: setup.progress.report(pairs[shard])  # noqa: E731
+    kept = lambda shard: setup.progress.kept(pairs[shard])  # noqa: E731
     return run_shards(RangeWorker, {"setup": setup}, [setup.artifact], work.ranges, resources, kept)[0]
 
 
@@ -280,9 +283,9 @@ def _by_targets(setup: Setup, work: Brief, resources: Resources) -> list[Part]:
     """Retrieve for every group of the plan, unless all parts are there, and merge what was found into parts."""
     artifact, count = setup.artifact, len(work.group_pairs)
     parts = [replace(s, task=1) for s in cut_at(0, work.edges[:-1], work.edges[-1])]
-    groups = [] if all(artifact.good_part(s.shard, s.shards) for s in parts) else range(count)
+    groups = () if all(artifact.good_part(s.shard, s.shards) for s in parts) else work.order
     todo = [Shard(0, g, count, 0, 0) for g in groups if not _is_found(artifact, g, count, setup.work_table)]
-    setup.progress.report(work.pairs - sum(work.group_pairs[s.shard] for s in todo))
+    setup.progress.kept(work.pairs - sum(work.group_pairs[s.shard] for s in todo))
     tables = [setup.work_table, ""]
     return run_shards(TargetWorker, {"setup": setup}, [artifact] * 2, [*todo, *parts], resources, tables=tables)[1]
 

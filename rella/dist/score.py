@@ -205,7 +205,7 @@ def score(tasks: Sequence[ScoreTask], model: ModelIdentity, resources: Resources
     ]
     with RemoteProgress("score", sum(counts), "prompts") as progress:
         setup = {"tasks": list(tasks), "model": model, "cpus": resources.cpus, "progress": progress.handle}
-        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.kept(shard.stop - shard.start)  # noqa: E731
         e, artifacts = tasks[0].experiment, [t.artifact for t in tasks]
         if e.cluster.base_workers > 1:
             return run_split(ScoreWorker, setup, artifacts, shards, e, resources, kept)

@@ -95,5 +95,5 @@ def score_texts(tasks: Sequence[TextScoreTask], resources: Resources) -> list[li
     ]
     with RemoteProgress("score", sum(counts), "samples") as progress:
         setup = {"tasks": list(tasks), "cpus": resources.cpus, "progress": progress.handle}
-        kept = lambda shard: progress.handle.report(shard.stop - shard.start)  # noqa: E731
+        kept = lambda shard: progress.handle.kept(shard.stop - shard.start)  # noqa: E731
         return run_shards(TextScoreWorker, setup, [t.artifact for t in tasks], shards, resources, kept)

@@ -139,7 +139,15 @@ def session(config: ClusterConfig) -> Iterator[None]:
     environment = worker_environment(config.gpu)
     quiet_driver()
     if joins:
-        ray.init(**options, runtime_env={"env_vars": environment})
+        try:
+            ray.init(**options, runtime_env={"env_vars": environment})
+        except ConnectionError as error:
+            where = os.environ.get("RAY_ADDRESS", "the cluster of this job")
+            raise ClusterError(
+                f"no connection to Ray at {where}: `ray status --address {where}` says whether it runs; a cluster that "
+                f"`ray start` of 2.60 or later began asks for its token (export RAY_AUTH_MODE=token, and on another "
+                f"machine RAY_AUTH_TOKEN_PATH); unset RAY_ADDRESS to start one here ({error})"
+            ) from error
     else:
         # What Ray starts first has this environment. Workers of a `runtime_env` would be started anew, by an
         # interpreter of their own.

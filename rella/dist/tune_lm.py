@@ -121,7 +121,7 @@ def _train_all(config: dict[str, Any]) -> None:
             run = _Run(task, rows, model, tokenizer, config["progress"], number, settings)
             base = run.make(base)
         elif rows is not None:
-            config["progress"].report_at(number, _epochs(task.experiment) * rows.facts["rows"])
+            config["progress"].end_at(number, _epochs(task.experiment) * rows.facts["rows"])
 
 
 @dataclass

@@ -23,7 +23,7 @@ from rella.retrieval.index import Index, Ints, Longs, Samples
 from rella.retrieval.measures import Doubles
 from rella.retrieval.table import grouped
 
-POSITIONS = 64_000_000
+POSITIONS = 32_000_000
 """Positions in one part of the result, about."""
 
 

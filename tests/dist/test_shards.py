@@ -116,8 +116,11 @@ def test_progress_arrives_from_workers_and_stragglers_do_not_move_the_next_bar(
     with RemoteProgress("second", 10, "rows") as second:
         first.handle.report(6)
         second.handle.report(3, "note")
-        done, note = ray.get(second.handle.counter.look.remote())
-    assert (done, note) == (3, "note")
+        second.handle.kept(2)
+        second.handle.report_at(0, 1)
+        second.handle.end_at(0, 5)
+        looked = ray.get(second.handle.counter.look.remote())
+    assert looked == (3 + 2 + 5, "note", 2 + 4)
 
 
 class Writer:
