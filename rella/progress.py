@@ -27,7 +27,7 @@ class Bar:
             )
 
     def to(self, done: int, note: str = "", free: int = 0) -> None:
-        """Move to `done`, of which `free` took no time (found, or not needed), with a note (loss, AUC) behind the rate."""
+        """Move to `done`, of which `free` took no time (found, not needed); a note (loss, AUC) is behind the rate."""
         self._note = note or self._note
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -44,23 +46,14 @@ class Caser(nn.Module):
     def _horizontal(self, steps: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return (B, K·kernels): max over windows of ReLU(conv), 0 where a kernel is higher than the history.
 
-        The kernels of all heights are one matrix, filled up with zeros. What begins at step t is a product of what
-        follows in memory and the matrix's upper left part: no window is copied, and a convolution with so few outputs
-        takes three times as long.
+        The kernels of all heights are one matrix, filled up with zeros.
         """
-        k, dim, images = len(self.horizontal), steps.shape[2], steps.flatten(1)
+        k, dim = len(self.horizontal), steps.shape[2]
         matrix = torch.stack([functional.pad(w, (0, 0, 0, 0, 0, k - len(w))) for w in self.horizontal], dim=2)
-        matrix = matrix.view(k * dim, k * self.kernels)
-        height = torch.arange(1, k + 1, device=steps.device)
-        largest = steps.new_zeros(len(steps), k, self.kernels)
-        for start in range(min(k, steps.shape[1])):
-            rest = min(k, steps.shape[1] - start)
-            window = images[:, start * dim : (start + rest) * dim]
-            values = (window @ matrix[: rest * dim, : rest * self.kernels]).unflatten(1, (rest, self.kernels))
-            within = start + height[:rest] <= batch.lengths[:, None]
-            seen = torch.relu(values + self.bias[:rest]) * within[..., None]
-            largest = torch.maximum(largest, functional.pad(seen, (0, 0, 0, k - rest)))
-        return largest.flatten(1)
+        given = (steps.flatten(1), matrix.view(k * dim, -1), batch.lengths, dim, k)
+        largest: torch.Tensor = _LargestOfWindows.apply(*given)  # type: ignore[no-untyped-call]
+        # A bias is a kernel's in every window, and ReLU grows: both can wait until the largest is known.
+        return torch.relu(largest.unflatten(1, (k, -1)) + self.bias).flatten(1)
 
     def _vertical(self, steps: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return (B, E·kernels): Σ_j w_j h of the j-th last behaviour."""
@@ -68,6 +61,56 @@ class Caser(nn.Module):
         age = batch.lengths[:, None] - 1 - torch.arange(steps.shape[1], device=steps.device)
         weights = kernels[age.clamp(0, k - 1)] * ((age >= 0) & (age < k))[..., None]
         return (weights.transpose(1, 2) @ steps).flatten(1)
+
+
+class _LargestOfWindows(torch.autograd.Function):
+    """For every kernel its largest product with a window of the history; −∞ where the history is shorter than it.
+
+    What begins at step t is a product of what follows in memory and the matrix's upper left part: no window is copied.
+    A convolution with so few outputs takes three times as long, autograd through the slices twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's
+        images: torch.Tensor,
+        matrix: torch.Tensor,
+        lengths: torch.Tensor,
+        dim: int,
+        k: int,
+    ) -> torch.Tensor:
+        """Return (B, K·kernels) of `images`, (B, T·dim) steps, and `matrix`, (K·dim, K·kernels) by height."""
+        kernels, steps = matrix.shape[1] // k, images.shape[1] // dim
+        largest = images.new_full((len(images), matrix.shape[1]), -torch.inf)
+        begin = torch.zeros(largest.shape, dtype=torch.int16, device=images.device)
+        height = torch.arange(1, k + 1, device=images.device).repeat_interleave(kernels)
+        for start in range(min(k, steps)):
+            rest = min(k, steps - start)
+            inner, outer = rest * dim, rest * kernels
+            values = images[:, start * dim : start * dim + inner] @ matrix[:inner, :outer]
+            values.masked_fill_(start + height[:outer] > lengths[:, None], -torch.inf)
+            begin[:, :outer].masked_fill_(values > largest[:, :outer], start)
+            torch.maximum(values, largest[:, :outer], out=largest[:, :outer])
+        ctx.save_for_backward(images, matrix, begin, largest.isfinite())
+        ctx.dim, ctx.k = dim, k
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        """Pass each kernel's gradient to the window that was its largest."""
+        images, matrix, begin, found = ctx.saved_tensors
+        dim, k = ctx.dim, ctx.k
+        gradient = gradients[0] * found
+        kernels, steps = matrix.shape[1] // k, images.shape[1] // dim
+        to_images, to_matrix = torch.zeros_like(images), torch.zeros_like(matrix)
+        for start in range(min(k, steps)):
+            rest = min(k, steps - start)
+            inner, outer = rest * dim, rest * kernels
+            window = slice(start * dim, start * dim + inner)
+            mine = gradient[:, :outer] * (begin[:, :outer] == start)
+            to_matrix[:inner, :outer].addmm_(images[:, window].T, mine)
+            to_images[:, window].addmm_(mine, matrix[:inner, :outer].T)
+        return to_images, to_matrix, None, None, None
 
 
 def _uniform(inputs: int, *shape: int) -> nn.Parameter:

@@ -19,6 +19,6 @@ def test_a_cluster_that_does_not_answer_is_named_with_what_to_do(monkeypatch: py
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(session.ray, "init", refuse)
-    with pytest.raises(ClusterError, match=r"(?s)10\.0\.0\.1:6379.*RAY_AUTH_MODE=token.*unset RAY_ADDRESS"):
-        with session.session(ClusterConfig()):
-            pass
+    told = r"(?s)10\.0\.0\.1:6379.*RAY_AUTH_MODE=token.*unset RAY_ADDRESS"
+    with pytest.raises(ClusterError, match=told), session.session(ClusterConfig()):
+        pass
