@@ -98,10 +98,12 @@ def vector_table(item: npt.NDArray[np.int32], vectors: npt.NDArray[np.float32]) 
 
 def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
     """Return the (n, D) float32 vectors of a vector table in the order of its items."""
-    order = np.argsort(table.column("item").to_numpy(), kind="stable")
-    column = table.column("vector").combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(table), -1)[order] if len(table) else flat.reshape(0, 0)
+    item = table.column("item").to_numpy()
+    flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if not len(table):
+        return flat.reshape(0, 0)
+    vectors: npt.NDArray[np.float32] = flat.reshape(len(table), -1)
+    return vectors if (np.diff(item) > 0).all() else vectors[np.argsort(item, kind="stable")]
 
 
 def embed(

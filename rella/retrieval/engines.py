@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -43,16 +44,28 @@ def pays_from(items: int, d: int, distance: Distance) -> float:
 
 def by_row(index: Index, samples: Samples) -> npt.NDArray[np.bool_]:
     """Return, for each item, whether the engine by item takes the samples that have it as target: (items,)."""
-    pairs = np.bincount(samples.item, weights=samples.end, minlength=len(index.vectors))
+    return _pays(index, pairs_by_item(samples.item, samples.end, len(index.vectors)))
+
+
+def _pays(index: Index, pairs: Longs) -> npt.NDArray[np.bool_]:
     items, d = index.vectors.shape
     return pairs > pays_from(items, d, index.distance)
 
 
+@numba.njit(cache=True, nogil=True)
+def pairs_by_item(item: Ints, end: Ints, items: int) -> Longs:  # pragma: no cover - compiled
+    """Return the (target, behaviour) pairs of each item as target: (items,)."""
+    pairs = np.zeros(items, np.int64)
+    for s in range(item.size):
+        pairs[item[s]] += end[s]
+    return pairs
+
+
 def seconds(index: Index, samples: Samples) -> tuple[float, float]:
     """Return what one thread is expected to take: for the rows of the table, and for all the rest."""
-    rows, (items, d) = by_row(index, samples), index.vectors.shape
-    pairs = samples.pairs
-    in_table = int(samples.end[rows[samples.item]].sum(dtype=np.int64))
+    by_item, (items, d) = pairs_by_item(samples.item, samples.end, len(index.vectors)), index.vectors.shape
+    rows = _pays(index, by_item)
+    pairs, in_table = int(by_item.sum()), int(by_item[rows].sum())
     rest = in_table * GATHERED + (pairs - in_table) * d * BY_USER + len(samples) * SETTLED
     return np.count_nonzero(rows) * items * d * GEMM * 1e-9, rest * 1e-9
 

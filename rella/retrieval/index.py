@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +16,15 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Columns = npt.NDArray[np.unsignedinteger]
 """uint16 where a catalogue has at most 65,536 items, else uint32."""
+
+
+@numba.njit(cache=True, nogil=True)
+def _frequencies(item: Ints, items: int) -> Longs:  # pragma: no cover - compiled
+    """As `np.bincount`, which would copy all behaviours to numbers of eight bytes."""
+    found = np.zeros(items, np.int64)
+    for i in item:
+        found[i] += 1
+    return found
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Index:
             InputError: a vector that is not finite, with the item's number.
         """
         ready = prepare(vectors, distance)
-        order = np.argsort(-np.bincount(histories.item, minlength=len(ready)), kind="stable")
+        order = np.argsort(-_frequencies(histories.item, len(ready)), kind="stable")
         column = np.empty(len(ready), np.int32)
         column[order] = np.arange(len(ready), dtype=np.int32)
         numbers: Columns = column.astype(np.uint16) if len(ready) <= 2**16 else column.astype(np.uint32)

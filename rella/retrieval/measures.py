@@ -25,8 +25,8 @@ UNIT64 = 2.0**-53
 LONGEST = 1e18
 """Length from which vectors are refused."""
 
-CHUNK = 8192
-"""Vectors that are widened to float64 at once."""
+CHUNK = 1024
+"""Vectors that are widened to float64 at once: few, so that their memory is taken from the system once."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -85,12 +85,10 @@ class Plan:
         """
         group, tables, count = _groups(index, samples, groups)
         order, first = grouped(group, count)
-        keep = np.minimum(samples.end, k)
-        edges = _edges(keep, positions)
-        slots = np.zeros((count, len(edges)), np.int64)
-        _count(group, keep, edges, slots[:, 1:])
+        edges = _edges(samples.end, k, positions)
+        slots, pairs = np.zeros((count, len(edges)), np.int64), np.zeros(count, np.int64)
+        _count(group, samples.end, k, edges, slots[:, 1:], pairs)
         np.cumsum(slots, axis=1, out=slots)
-        pairs = np.bincount(group, weights=samples.end, minlength=count).astype(np.int64)
         return Plan(group, order.astype(np.int32), first, tables, edges, slots, pairs)
 
 
@@ -147,22 +145,35 @@ def _by_cost(cost: Doubles, size: float) -> tuple[Longs, int]:
     return np.maximum(run - empty, 0), len(number) - empty
 
 
-def _edges(keep: Ints, positions: int) -> Longs:
-    """Cut samples so that each part has about `positions` positions; at least one part."""
-    before = np.cumsum(keep, dtype=np.int64) - keep
-    total = int(keep.sum(dtype=np.int64))
+@numba.njit(cache=True, nogil=True)
+def _edges(end: Ints, k: int, positions: int) -> Longs:  # pragma: no cover - compiled
+    """Cut samples so that each part has about `positions` positions and at least one sample; at least one part."""
+    total = 0
+    for e in end:
+        total += min(e, k)
     parts = max(1, -(-total // positions))
-    starts = np.searchsorted(before, [p * total // parts for p in range(parts)])
-    starts[0] = 0
-    edges = np.unique(np.append(starts, len(keep))).astype(np.int64)
-    return edges if len(keep) else np.zeros(2, np.int64)
+    edges, count, share, before = np.zeros(parts + 1, np.int64), 1, 1, 0
+    for s in range(end.size):
+        if share < parts and before >= share * total // parts:
+            while share < parts and before >= share * total // parts:
+                share += 1
+            if s > edges[count - 1]:
+                edges[count] = s
+                count += 1
+        before += min(end[s], k)
+    edges[count] = end.size
+    return edges[: count + 1]
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(group: npt.NDArray[np.uint16], keep: Ints, edges: Longs, counts: Longs) -> None:  # pragma: no cover
+def _count(
+    group: npt.NDArray[np.uint16], end: Ints, k: int, edges: Longs, counts: Longs, pairs: Longs
+) -> None:  # pragma: no cover - compiled
+    """Add the positions that every group has for every part, and the pairs of every group."""
     for part in range(edges.size - 1):
         for row in range(edges[part], edges[part + 1]):
-            counts[group[row], part] += keep[row]
+            counts[group[row], part] += min(end[row], k)
+            pairs[group[row]] += end[row]
 
 
 def merge(plan: Plan, part: int, end: Ints, k: int, pieces: Sequence[npt.NDArray[Any]]) -> tuple[Longs, Any]:
