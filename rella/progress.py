@@ -26,12 +26,6 @@ class Bar:
                 desc=self._title, total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, smoothing=0.1
             )
 
-    def expect(self, total: int) -> None:
-        """Set how far there is to go; 0 is not known yet."""
-        self._total = total
-        if self._bar is not None:
-            self._bar.total = total
-
     def to(self, done: int, note: str = "", free: int = 0) -> None:
         """Move to `done`, of which `free` took no time (found, not needed); a note (loss, AUC) is behind the rate."""
         self._note = note or self._note
@@ -62,7 +56,7 @@ class Bar:
         rate = (self._done - self._free) / elapsed if elapsed else 0.0
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
         share = 100 * self._done // max(1, self._total)
-        ending = f"ETA {left}" if self._done < self._total or not self._total else f"in {tqdm.format_interval(elapsed)}"
+        ending = f"ETA {left}" if self._done < self._total else f"in {tqdm.format_interval(elapsed)}"
         done = f"{self._done:,}/{self._total:,} {self._unit}"
         line = f"{self._title} {share:3d}% {done} {rate:,.1f}/s {ending}  {self._note}"
         print(line.rstrip(), file=sys.stderr, flush=True)

@@ -183,10 +183,6 @@ class RemoteProgress:
         """Drop the session's counter, which dies with the session."""
         cls._counter = None
 
-    def expect(self, total: int) -> None:
-        """Say how much there is to do, where that was not known at first."""
-        self._total = total
-
     def __enter__(self) -> RemoteProgress:
         self.handle.counter.start.remote(self.handle.topic)
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -213,7 +209,6 @@ class RemoteProgress:
             for line in lines:
                 bar.say(line)
             self._printed += len(lines)
-            bar.expect(self._total)
             bar.to(*done)
             if self._follower is not None:
                 news = ray.get(counter.news.remote(self._heard), timeout=5)

@@ -20,6 +20,8 @@ from rella.artifacts import Artifact, Part
 from rella.dist.session import Resources, failure, without_actor_notice
 from rella.errors import WorkerError
 
+_COLUMNS = ("task", "shard", "shards", "start", "stop")
+
 MIN_SHARDS = 8
 """Small work is cut too, so that every worker gets some."""
 MIN_ROWS = 64
@@ -88,58 +90,27 @@ def run_shards(
         threads: shards that a worker has under way; past 1 `run` is called by several threads at once, so that one may
             write while the next computes.
     """
-    left = look_for(artifacts, shards, tables)
-    if on_kept is not None:
-        for shard in left.made:
-            on_kept(shard)
-    made = dict(left.made)
-    if left.shards:
-        made |= run_left(worker, setup, left.shards, len(left.shards), resources, threads)
-    return [[made[s] for s in sorted(shards, key=lambda s: s.shard) if s.task == t] for t in range(len(artifacts))]
-
-
-@dataclass(frozen=True)
-class Left:
-    """What is left of a stage's work."""
-
-    shards: tuple[Shard, ...]
-    """To be done, in this order."""
-    made: Mapping[Shard, Part]
-    """Left whole by an earlier run."""
-
-
-def look_for(artifacts: Sequence[Artifact], shards: Sequence[Shard], tables: Sequence[str] = ()) -> Left:
-    """Look for what an earlier run left of `shards`; arguments as in `run_shards`."""
     names = tables or [""] * len(artifacts)
     found = {s: artifacts[s.task].good_part(s.shard, s.shards, names[s.task]) for s in shards}
     made = {s: part for s, part in found.items() if part is not None}
-    return Left(tuple(s for s in shards if s not in made), made)
+    if on_kept is not None:
+        for shard in made:
+            on_kept(shard)
+    todo = [s for s in shards if s not in made]
+    if todo:
+        made |= _run(worker, setup, todo, resources, threads)
+    return [[made[s] for s in sorted(shards, key=lambda s: s.shard) if s.task == t] for t in range(len(artifacts))]
 
 
-def run_left(
-    worker: type,
-    setup: Mapping[str, Any],
-    left: Any,  # noqa: ANN401 - a reference's type is not known to Ray either
-    turns: int,
-    resources: Resources,
-    threads: int = 1,
+def _run(
+    worker: type, setup: Mapping[str, Any], todo: Sequence[Shard], resources: Resources, threads: int
 ) -> dict[Shard, Part]:
-    """Make the parts of shards on a pool of workers.
-
-    Args:
-        worker: as in `run_shards`.
-        setup: as in `run_shards`.
-        left: the shards, or a reference to them: then the pool can start before it is known what they are.
-        turns: into how many pieces of work they are cut, each of some shards in a row; no use above their number.
-        resources: as in `run_shards`.
-        threads: as in `run_shards`.
-    """
-    data = ray.data.from_items([{"turn": n, "turns": turns} for n in range(turns)], override_num_blocks=turns)
+    data = ray.data.from_items([asdict(s) for s in todo], override_num_blocks=len(todo))
     done = data.map_batches(
         _ShardActor,
         batch_size=1,
         compute=ActorPoolStrategy(
-            size=min(resources.workers, turns),
+            size=min(resources.workers, len(todo)),
             # One more than threads would be work that another worker could have taken up.
             max_tasks_in_flight_per_actor=2,
             max_concurrent_calls_per_actor=threads,
@@ -147,46 +118,43 @@ def run_left(
         ),
         # As bytes: Ray warns of actors that restart with object references among their arguments, as these references
         # could be gone by then. Pickled by hand they stay alive until the session ends.
-        fn_constructor_kwargs={"packed": ray.cloudpickle.dumps((worker, dict(setup), left))},
+        fn_constructor_kwargs={"packed": ray.cloudpickle.dumps((worker, dict(setup)))},
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
     )
     made: dict[Shard, Part] = {}
     with without_actor_notice():
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-            for outcomes in batch["outcomes"]:
-                for found in json.loads(outcomes):
-                    if "message" in found:
-                        raise WorkerError(**found)
-                    made[Shard(**found["shard"])] = Part(**found["part"])
+            for *numbers, outcome in zip(*(batch[c] for c in (*_COLUMNS, "outcome")), strict=True):
+                found = json.loads(outcome)
+                if "message" in found:
+                    raise WorkerError(**found)
+                made[Shard(*(int(n) for n in numbers))] = Part(**found["part"])
     return made
 
 
 class _ShardActor:
-    """What Ray Data calls: one turn in, the outcomes of its shards out.
+    """What Ray Data calls: one row in, the same row with its part out.
 
     Errors travel as data: wrapped by Ray Data they would arrive as a page of text without their type.
     """
 
     def __init__(self, packed: bytes) -> None:
-        self.worker, self.failed = None, dict[str, Any]()
+        self.worker, self.failed = None, ""
         try:
-            worker, setup, left = ray.cloudpickle.loads(packed)
+            worker, setup = ray.cloudpickle.loads(packed)
             self.worker = worker(**setup)
-            self.left: Sequence[Shard] = ray.get(left) if isinstance(left, ray.ObjectRef) else left
         except Exception as error:
-            self.failed = failure(error)
+            self.failed = json.dumps(failure(error))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        turns = zip(batch["turn"].tolist(), batch["turns"].tolist(), strict=True)
-        return {"outcomes": [json.dumps(self._outcomes(turn, of)) for turn, of in turns]}
+        shards = [Shard(**{n: int(batch[n][i]) for n in _COLUMNS}) for i in range(len(batch["task"]))]
+        return {**batch, "outcome": [self._outcome(s) for s in shards]}
 
-    def _outcomes(self, turn: int, turns: int) -> list[dict[str, Any]]:
-        if self.worker is None or self.failed:
-            return [self.failed]
+    def _outcome(self, shard: Shard) -> str:
+        if self.worker is None:
+            return self.failed
         try:
-            n = len(self.left)
-            mine = self.left[turn * n // turns : (turn + 1) * n // turns]
-            return [{"shard": asdict(shard), "part": asdict(self.worker.run(shard))} for shard in mine]
+            return json.dumps({"part": asdict(self.worker.run(shard))})
         except Exception as error:
-            return [failure(error)]
+            return json.dumps(failure(error))

@@ -180,22 +180,23 @@ def test_damage_between_finding_and_merging_is_named(place: Place, monkeypatch: 
     from rella.dist import retrieve
     from rella.dist.remote_progress import RemoteProgress
     from rella.dist.session import resources
-    from rella.dist.shards import run_left
 
     place.run()
     victim = min(place.work())
     Path(place.storage.uri, place.result.path, "parts/part-00000-of-00001.parquet").unlink()
     with RemoteProgress("x", 1, "x") as progress:
         experiment = Experiment(retrieve=RetrieveConfig(**SETTING))
-        ready = retrieve._ready.options(num_returns=5)
-        index, asked, plan, told, left = ready.remote(place.result, place.data, place.pca, experiment)
-        assert [s.task for s in ray.get(left)] == [1], "only the merge is left"
-        setup = retrieve.Setup(place.result, experiment, 1, progress.handle, index, asked, plan, told)
+        made = retrieve._ready.options(num_returns=4).remote(place.data, place.pca, experiment)
+        index, asked, plan, told = made
+        work, pool = ray.get(told), resources(ClusterConfig(gpu=False))
+        found = f"work-{work.digest}"
+        setup = retrieve.Setup(place.result, index, asked, experiment, 299, 1, progress.handle, plan, found)
         content = bytearray(victim.read_bytes())
         content[100] ^= 1
         victim.write_bytes(content)
+        monkeypatch.setattr(retrieve, "_is_found", lambda *_: True)
         with pytest.raises(WorkerError, match=rf"{victim.name} was damaged: start the job again"):
-            run_left(retrieve.Retriever, {"setup": setup}, left, 3, resources(ClusterConfig(gpu=False)))
+            retrieve._by_targets(setup, work, pool)
 
 
 def test_l1_on_gpus_is_refused(place: Place) -> None:
