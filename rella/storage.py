@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tempfile
-import textwrap
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rella.errors import InputError, MissingError, RellaError, StorageError
+from rella.errors import InputError, MissingError
+from rella.storage_errors import MAKE_ROOM, TEMPORARY, USE, explained, with_errno, without_secrets
 
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job, whose working directory is a copy that starts empty at every edit."""
@@ -64,7 +64,7 @@ class Storage:
     _root: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        with _explained(f"cannot use {self.shown()}", _USE):
+        with explained(f"cannot use {self.shown()}", USE):
             fs, root = _connect(self.uri)
             object.__setattr__(self, "_fs", fs)
             object.__setattr__(self, "_root", root.rstrip("/"))
@@ -91,11 +91,11 @@ class Storage:
 
     def shown(self, path: str = "") -> str:
         """Return `where(path)` for a message: without the credentials that a URI may hold."""
-        return _without_secrets(self.where(path))
+        return without_secrets(self.where(path))
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder at `path`."""
-        with _explained(f"cannot look for {self.shown(path)}"):
+        with explained(f"cannot look for {self.shown(path)}"):
             return bool(self._fs.get_file_info(self.absolute(path)).type != pafs.FileType.NotFound)
 
     def read(self, path: str) -> bytes:
@@ -121,7 +121,7 @@ class Storage:
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
-        with _explained(f"cannot read {self.shown(path)}"):
+        with explained(f"cannot read {self.shown(path)}"):
             try:
                 yield
             except FileNotFoundError as error:
@@ -135,7 +135,7 @@ class Storage:
         Raises:
             StorageError: the disk is full, the folder cannot be written, the object store did not keep all of it, ...
         """
-        with _explained(f"cannot write {self.shown(path)}"):
+        with explained(f"cannot write {self.shown(path)}"):
             self._write(self.absolute(path), data)
 
     def list(self, path: str, recursive: bool = False) -> list[str]:
@@ -144,7 +144,7 @@ class Storage:
         Left-over temporary files of killed writers are not among them.
         """
         kinds = {pafs.FileType.File} if recursive else {pafs.FileType.File, pafs.FileType.Directory}
-        with _explained(f"cannot list {self.shown(path)}"):
+        with explained(f"cannot list {self.shown(path)}"):
             selector = pafs.FileSelector(self.absolute(path), allow_not_found=True, recursive=recursive)
             try:
                 found = self._fs.get_file_info(selector)
@@ -159,13 +159,13 @@ class Storage:
     def states(self, path: str) -> dict[str, tuple[int, int]]:
         """Return size in bytes and time of change in nanoseconds of every file below `path`, by path."""
         names = self.list(path, recursive=True)
-        with _explained(f"cannot list {self.shown(path)}"):
+        with explained(f"cannot list {self.shown(path)}"):
             found = self._fs.get_file_info([self.absolute(p) for p in names])
         return {p: (int(i.size or 0), int(i.mtime_ns or 0)) for p, i in zip(names, found, strict=True)}
 
     def size(self, path: str) -> int:
         """Return the bytes of one file, or of all the files below a folder."""
-        with _explained(f"cannot measure {self.shown(path)}"):
+        with explained(f"cannot measure {self.shown(path)}"):
             info = self._fs.get_file_info(self.absolute(path))
             if info.type == pafs.FileType.File:
                 return int(info.size)
@@ -175,7 +175,7 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; a missing one is fine."""
-        with _explained(f"cannot delete {self.shown(path)}"):
+        with explained(f"cannot delete {self.shown(path)}"):
             self._delete(self.absolute(path))
 
     def local_copy(self, path: str) -> Path:
@@ -190,7 +190,7 @@ class Storage:
         folder = Path(tempfile.gettempdir()) / f"rella-{os.getuid()}" / digest[:16]
         for name, data in files.items():
             target = folder / name[len(path) :].lstrip("/")
-            with _explained(f"cannot copy {self.shown(name)} to {target}", _TEMPORARY):
+            with explained(f"cannot copy {self.shown(name)} to {target}", TEMPORARY):
                 if not target.exists():
                     _write_and_rename(target, data)
         return folder
@@ -199,7 +199,7 @@ class Storage:
         """Return the bytes that are free where the storage is a folder; an object store does not say (None)."""
         if not self.is_local:
             return None
-        with _explained(f"cannot measure {self.shown()}"):
+        with explained(f"cannot measure {self.shown()}"):
             return shutil.disk_usage(_nearest(Path(f"{self._root}/"))).free
 
     def check_space(self, need: int, what: str) -> None:
@@ -211,14 +211,14 @@ class Storage:
         free = self.free()
         if free is not None and free < need:
             room = f"{what} needs {_readable(need)}, {_readable(free)} are free"
-            raise _with_errno(errno.ENOSPC, f"{self.shown()} has too little room: {room}: {_MAKE_ROOM}")
+            raise with_errno(errno.ENOSPC, f"{self.shown()} has too little room: {room}: {MAKE_ROOM}")
 
     def check_writable(self) -> None:
         """Write and delete a small file, so that a storage that cannot be written is refused before any work."""
         probe = f".probe-{uuid.uuid4().hex}"
-        with _explained(f"cannot write {self.shown()}"):
+        with explained(f"cannot write {self.shown()}"):
             self._write(self.absolute(probe), b"probe")
-        with _explained(f"cannot delete files in {self.shown()}"):
+        with explained(f"cannot delete files in {self.shown()}"):
             self._delete(self.absolute(probe))
 
     def sweep(self, path: str, older_than: float) -> int:
@@ -229,7 +229,7 @@ class Storage:
         if not self.is_local:
             return 0
         swept = 0
-        with _explained(f"cannot sweep {self.shown(path)}"):
+        with explained(f"cannot sweep {self.shown(path)}"):
             for folder, _, names in os.walk(self.absolute(path)):
                 for file in (Path(folder, n) for n in names if _LEFT_OVER.search(n)):
                     # Its writer may finish, or another sweep be faster.
@@ -333,80 +333,6 @@ def _write_and_rename(target: Path, data: bytes | bytearray) -> None:
 def _nearest(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
-
-
-_MAKE_ROOM = "free space there, or give another --storage"
-_OTHERWISE = "check --storage and start the job again, what is finished is kept"
-_USE = "give a folder, or a URI such as s3://bucket/rella"
-_TEMPORARY = "set TMPDIR to a folder that can be written and has space"
-_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws"
-
-
-# (numbers, what is wrong, remedy). The first five are of folders.
-_FULL = (errno.ENOSPC, errno.EDQUOT), "the disk is full", _MAKE_ROOM
-_LOCKED = (errno.EROFS,), "the file system is read-only", "mount it writable, or give another --storage"
-_NOT_YOURS = (errno.EACCES, errno.EPERM), "the permissions forbid it", "change them, or give another --storage"
-_BLOCKED = (errno.ENOTDIR, errno.EEXIST), "a file, not a folder, is there", "move it, or give another --storage"
-_GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT), "the disk or network mount fails", "check it"
-_FULL_STORE = (errno.ENOSPC,), "the object store is full", _MAKE_ROOM
-_STRANGER = (errno.EACCES,), "the object store does not know the credentials", f"set {_KEYS}, on all nodes"
-_DENIED = (errno.EACCES,), "the object store denies access", f"set credentials that may read and write ({_KEYS})"
-_NO_BUCKET = (errno.ENOENT,), "there is no such bucket", "create it, or correct bucket and endpoint in --storage"
-_AWAY = (errno.EHOSTUNREACH,), "the object store cannot be reached", "check endpoint, network and server"
-_SAID = {
-    r"XMinioStorageFull|Insufficient_?Storage|Quota_?Exceeded|status 507": _FULL_STORE,
-    r"Invalid_?Access_?Key|Signature_?Does_?Not|(Expired|Invalid)_?Token|Token_?Id|Unauthenticated": _STRANGER,
-    r"Missing_?Authentication|Unrecognized_?Client|No credentials": _STRANGER,
-    r"Access_?Denied|status 403|Permission_?Denied|Forbidden": _DENIED,
-    r"No_?Such_?Bucket|Bucket\s+not found|Resource_?Not_?Found|status 404": _NO_BUCKET,
-    r"Network_?Connection|curlCode|could not resolve|connection refused|timed? ?out|status 50[234]": _AWAY,
-}
-"""The errors of object stores have no number: words of their messages tell."""
-
-
-@contextmanager
-def _explained(front: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a filesystem raises into a `StorageError` that starts with `front`."""
-    try:
-        yield
-    except RellaError:
-        raise
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _storage_error(error, front, remedy) from error
-
-
-def _storage_error(error: Exception, front: str, remedy: str) -> StorageError:
-    """Say what is wrong and what to do; `remedy` is preferred to those of folders."""
-    code = (error.errno if isinstance(error, OSError) else None) or 0
-    for codes, what, mend in (_FULL, _LOCKED, _NOT_YOURS, _BLOCKED, _GONE):
-        if code in codes:
-            file = getattr(error, "filename", None) if codes is _BLOCKED[0] else None
-            why = f"{os.strerror(code)}: {file}" if file else os.strerror(code)
-            return _with_errno(code, f"{front}: {what} ({why}): {remedy or mend}")
-    said = _without_secrets(str(error))
-    # What the AWS SDK was doing for which key is known already.
-    quoted = os.strerror(code) if code else said[max(said.find("AWS Error"), 0) :]
-    quoted = textwrap.shorten(quoted, 200, placeholder=" …")
-    # Names of files are no sign of what went wrong.
-    plain = re.sub(r"'[^']*'", "", said)
-    for words, (codes, what, mend) in _SAID.items():
-        if re.search(words, plain, re.IGNORECASE):
-            return _with_errno(codes[0], f"{front}: {what}: {mend}\n({quoted})")
-    code = code or (errno.EIO if isinstance(error, OSError) else errno.EINVAL)
-    return _with_errno(code, f"{front}: {quoted}: {remedy or _OTHERWISE}")
-
-
-def _with_errno(code: int, message: str) -> StorageError:
-    # Given to the constructor, the number would stand before the message.
-    error = StorageError(message)
-    error.errno = code
-    return error
-
-
-def _without_secrets(text: str) -> str:
-    """Hide `key:secret@` of a URI and options such as `secret_key=`."""
-    text = re.sub(r"(://)[^/\s?]*:[^?'\"]*@", r"\1***@", text)
-    return re.sub(r"(\w*(?:secret|token|password|key|sig)\w*=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _readable(size: int) -> str:

@@ -25,6 +25,7 @@ CORE = {
     "cli",
     "schemas",
     "storage",
+    "storage_errors",
     "artifacts",
     "provenance",
     "leases",

@@ -112,36 +112,14 @@ def run_passes(
     Raises:
         InputError: a single row does not fit into the device's memory.
     """
-    lengths = [len(r) for r in rows]
     # Weights that are gathered for a layer must not become inference tensors.
     free = without_gradients if budget.matched is None else torch.no_grad
-
-    def attempt(batch: list[int]) -> torch.Tensor | None:
-        with free():
-            return _attempt(forward, [rows[i] for i in batch], device, pad)
-
-    todo = deque(plan(lengths, budget.on(device), bucketing))
-    own = len(todo)
+    passes = _Passes(rows, forward, device, pad, budget, bucketing, free)
+    own = len(passes.todo)
     if budget.matched is not None and own:
-        todo.extend([todo[-1]] * (budget.matched(own) - own))
-    asked: deque[_Asked] = deque()
+        passes.todo.extend([passes.todo[-1]] * (budget.matched(own) - own))
     out: npt.NDArray[np.float32] | None = None
-    while todo or asked:
-        if todo and len(asked) < _AHEAD:
-            batch = todo.popleft()
-            values = attempt(batch)
-            if values is None and len(batch) == 1 and budget.matched is None:
-                # What lay scattered in the allocator's cache is free now.
-                values = attempt(batch)
-            if values is None:
-                _give_way(batch, lengths, budget)
-                rest = list(chain(batch, *todo))
-                again = plan([lengths[i] for i in rest], budget.on(device), bucketing)
-                todo = deque([rest[i] for i in part] for part in again)
-            else:
-                asked.append(_on_its_way(batch, values))
-            continue
-        done = asked.popleft()
+    for done in passes:
         found = done.fetch()
         if out is None:
             out = np.empty((len(rows), found.shape[1]), dtype=np.float32)
@@ -151,6 +129,51 @@ def run_passes(
         if on_done is not None and (budget.matched is None or own >= 0):
             on_done(len(done.rows))
     return np.empty((0, 0), dtype=np.float32) if out is None else out
+
+
+@dataclass
+class _Passes:
+    """The passes of `run_passes`, each yielded once it has been asked for and up to `_AHEAD` others behind it."""
+
+    rows: Sequence[Ids]
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    device: torch.device
+    pad: int
+    budget: TokenBudget
+    bucketing: bool
+    free: Callable[[], AbstractContextManager[Any]]
+
+    def __post_init__(self) -> None:
+        self.lengths = [len(r) for r in self.rows]
+        self.todo = deque(plan(self.lengths, self.budget.on(self.device), self.bucketing))
+
+    def __iter__(self) -> Iterator[_Asked]:
+        asked: deque[_Asked] = deque()
+        while self.todo or asked:
+            if self.todo and len(asked) < _AHEAD:
+                batch = self.todo.popleft()
+                values = self._values(batch)
+                if values is not None:
+                    asked.append(_on_its_way(batch, values))
+            else:
+                yield asked.popleft()
+
+    def _values(self, batch: list[int]) -> torch.Tensor | None:
+        """Return the pass's values; where memory ran out None, and its rows are in smaller passes again."""
+        values = self._attempt(batch)
+        if values is None and len(batch) == 1 and self.budget.matched is None:
+            # What lay scattered in the allocator's cache is free now.
+            values = self._attempt(batch)
+        if values is None:
+            _give_way(batch, self.lengths, self.budget)
+            rest = list(chain(batch, *self.todo))
+            again = plan([self.lengths[i] for i in rest], self.budget.on(self.device), self.bucketing)
+            self.todo = deque([rest[i] for i in part] for part in again)
+        return values
+
+    def _attempt(self, batch: list[int]) -> torch.Tensor | None:
+        with self.free():
+            return _attempt(self.forward, [self.rows[i] for i in batch], self.device, self.pad)
 
 
 def plan(lengths: Sequence[int], budget: int, bucketing: bool = True) -> list[list[int]]:
