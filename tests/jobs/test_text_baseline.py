@@ -30,7 +30,7 @@ FLAGS = (
     "--textctr.max-tokens=256",
     "--textctr.batch-size=64",
     "--textctr.max-epochs=5",
-    "--textctr.learning-rate=1e-3",
+    "--textctr.learning-rate=5e-4",
     "--textctr.dropout=0",
 )
 """A step holds all rows, so that one loss can be held against another."""
@@ -101,7 +101,8 @@ def check_run(model: str, storage: Path, out: str, figures: dict[str, Any], rows
     np.testing.assert_allclose(table["probability"].to_numpy(), 1 / (1 + np.exp(no - yes)), atol=1e-12)
     fitted = only(storage, "textctr").manifest()
     assert [p.name for p in fitted.parts] == ["weights.safetensors"]
-    assert min(fitted.facts["losses"]) < fitted.facts["losses"][0]
+    losses = fitted.facts["losses"]
+    assert losses[-1] < losses[0] - 0.005, losses  # A step holds all rows.
     assert fitted.facts["rows"] == rows
     assert fitted.facts["best_step"] in [v["step"] for v in fitted.facts["valid"]]
     assert fitted.facts["precision"] == fitted.config["textctr.precision"]
