@@ -75,7 +75,7 @@ class Plan:
     def peer(self, python: Path, model: Baseline, loader: str, name: str = "", *flags: str) -> Runner:
         """Return a peer's side."""
         store, c = self.folder / "peers", self.config
-        sizes = {"batch": c.batch_size, "embedding": c.embedding_dim, "width": c.dnn_size, "layers": c.dnn_layers}
+        sizes = {"batch": c.step_rows, "embedding": c.embedding_dim, "width": c.dnn_size, "layers": c.dnn_layers}
         sizes |= {"attention": c.attention_size}
         words = [str(python), "benchmarks/peers_ctr.py", model, str(store), "--loader", loader]
         words += [w for n, value in sizes.items() for w in (f"--{n}", str(value))]
@@ -129,7 +129,7 @@ def fastest(plan: Plan, python: Path, model: Baseline) -> tuple[str, dict[str, f
         finally:
             runner.stop()
         found[loader] = statistics.median(runner.seconds)
-        rate = short.steps * plan.config.batch_size / found[loader]
+        rate = short.steps * plan.config.step_rows / found[loader]
         print(f"  {model:<7} loader {loader:<10} {rate:10,.0f} samples/s", flush=True)
     if not found:
         sys.exit(f"none of the peer's loaders runs; see what {python} says to: import fuxictr, torch_rechub")
@@ -193,7 +193,7 @@ def check(plan: Plan, runner: Runner, ours: Runner) -> None:
     samples, wanted = runner.facts["samples"], plan.warm_up + plan.rounds * plan.steps
     if samples != ours.facts["samples"]:
         sys.exit(f"{runner.name} trains on {samples} samples, ours on {ours.facts['samples']}")
-    if samples <= wanted * plan.config.batch_size:
+    if samples <= wanted * plan.config.step_rows:
         sys.exit(
             f"{samples} samples are too few for {wanted} steps in an epoch: fewer --steps or --rounds, more --users"
         )
@@ -201,7 +201,7 @@ def check(plan: Plan, runner: Runner, ours: Runner) -> None:
 
 def said(plan: Plan, name: str, runner: Runner) -> dict[str, float]:
     """Print one side's figures and return them; its loss has to have fallen."""
-    rows = plan.steps * plan.config.batch_size
+    rows = plan.steps * plan.config.step_rows
     rate, first = rows / statistics.median(runner.seconds), runner.facts["first_loss"]
     least, most = rows / max(runner.seconds), rows / min(runner.seconds)
     print(

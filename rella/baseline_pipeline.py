@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rella.artifacts import Json, digest
-from rella.baselines import as_text, idle_fields, idle_text_fields
+from rella.baselines import FEW_SHOT_BATCH, FULL_SHOT_BATCH, as_text, idle_fields, idle_text_fields
 from rella.config import Experiment, leaves
 from rella.errors import InputError
 from rella.models import ModelIdentity
@@ -53,9 +53,13 @@ def needs_neighbours(experiment: Experiment) -> bool:
 
 
 def resolve_rows(experiment: Experiment) -> Experiment:
-    """Return the experiment with `baseline.valid_rows` resolved: all in full-shot, else min(N, 2000)."""
-    rows = _valid_rows(experiment.baseline.valid_rows, experiment.shots)
-    return replace(experiment, baseline=replace(experiment.baseline, valid_rows=rows))
+    """Return the experiment with what depends on N resolved: `baseline.valid_rows` and `baseline.batch_size`."""
+    own = experiment.baseline
+    batch = own.batch_size
+    if batch == "auto":
+        batch = FULL_SHOT_BATCH if experiment.shots == "all" else FEW_SHOT_BATCH
+    rows = _valid_rows(own.valid_rows, experiment.shots)
+    return replace(experiment, baseline=replace(own, valid_rows=rows, batch_size=batch))
 
 
 def _valid_rows(asked: Rows | Literal["auto"], trained: Rows) -> Rows:

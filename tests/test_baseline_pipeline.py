@@ -86,6 +86,10 @@ def test_full_shot_draws_no_subset() -> None:
     assert made(with_field(base, "data.seed", 7)).baseline.key == made(base).baseline.key
     assert made(experiment("din")).experiment.baseline.valid_rows == 2000
     assert made(replace(experiment("din"), shots=300)).experiment.baseline.valid_rows == 300
+    assert (base.baseline.batch_size, base.baseline.step_rows) == ("auto", 512)
+    assert [made(replace(base, shots=n)).experiment.baseline.step_rows for n in ("all", 300)] == [512, 256]
+    asked = with_field(base, "baseline.batch_size", 64)
+    assert [made(replace(asked, shots=n)).experiment.baseline.batch_size for n in ("all", 300)] == [64, 64]
     few = with_field(base, "baseline.valid_rows", 100)
     assert made(with_field(few, "data.seed", 7)).baseline.key != made(few).baseline.key
 

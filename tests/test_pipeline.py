@@ -138,7 +138,7 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "baseline.horizontal_kernels": (4, BASELINE),
     "baseline.learning_rate": (2e-3, BASELINE),
     "baseline.weight_decay": (0.01, BASELINE),
-    "baseline.batch_size": (256, BASELINE),
+    "baseline.batch_size": (128, BASELINE),
     "baseline.max_epochs": (3, BASELINE),
     "baseline.valid_per_epoch": (2, BASELINE),
     "baseline.patience": (2, BASELINE),

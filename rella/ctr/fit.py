@@ -35,7 +35,6 @@ SCORED = 2048
 REPORTED = 20
 """Steps between two reports; a loss is read from a card only then, as the card waits for it."""
 
-_COUNTS = ("batch_size", "max_epochs", "valid_per_epoch")
 Logits = npt.NDArray[np.float32]
 
 
@@ -136,9 +135,10 @@ class Fitter:
         return Fitted(course, self._best)
 
     def _check(self) -> None:
-        small = [name for name in _COUNTS if getattr(self.config, name) < 1]
-        if small:
-            raise InputError(f"{small[0]} is {getattr(self.config, small[0])}; it must be at least 1")
+        c = self.config
+        counts = {"batch_size": c.step_rows, "max_epochs": c.max_epochs, "valid_per_epoch": c.valid_per_epoch}
+        if small := [name for name, value in counts.items() if value < 1]:
+            raise InputError(f"{small[0]} is {counts[small[0]]}; it must be at least 1")
         if not len(self.train) or not len(self.valid):
             raise InputError(f"{len(self.train)} training and {len(self.valid)} validation rows: both take at least 1")
         for name, batches in (("training", self.train), ("validation", self.valid)):
@@ -167,7 +167,7 @@ class Fitter:
         return self.config.patience is not None and course.since_best >= self.config.patience
 
     def _start(self) -> Course:
-        self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_rows)
         self.parameters = dict(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
@@ -217,7 +217,7 @@ class Fitter:
 
     def _plan(self, step: int, total: int) -> Iterator[Rows]:
         """Yield this worker's rows of each step from `step` on."""
-        order, of_epoch, size = np.zeros(0, dtype=np.int64), -1, self.config.batch_size
+        order, of_epoch, size = np.zeros(0, dtype=np.int64), -1, self.config.step_rows
         for n in range(step, total):
             epoch, place = divmod(n, self.steps_per_epoch)
             if epoch != of_epoch:
@@ -231,7 +231,7 @@ class Fitter:
         torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
         self.optimiser.zero_grad(set_to_none=True)
         place = step % self.steps_per_epoch
-        rows = min(self.config.batch_size, len(self.train) - place * self.config.batch_size)
+        rows = min(self.config.step_rows, len(self.train) - place * self.config.step_rows)
         loss = torch.zeros((), device=self.device)
         if len(batch):
             loss = functional.binary_cross_entropy_with_logits(self.model(batch), batch.label, reduction="sum") / rows
@@ -259,7 +259,7 @@ class Fitter:
             if not math.isfinite(loss):
                 raise TrainingError(f"loss is {loss} at epoch {epoch + 1}, step {place + 1}: lower the learning rate")
             course.losses.append(loss)
-            course.rows += min(self.config.batch_size, len(self.train) - place * self.config.batch_size)
+            course.rows += min(self.config.step_rows, len(self.train) - place * self.config.step_rows)
         unread.clear()
         self.report(self._progress(course))
 

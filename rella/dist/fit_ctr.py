@@ -129,7 +129,7 @@ def _fit(task: FitTask, number: int, progress: ProgressHandle) -> None:
         course, seconds = fitted.course, time.monotonic() - started
         resumed = course.resumed_at[-1] if course.resumed_at else 0
         part = task.artifact.write_file(WEIGHTS, save(fitted.best))
-        trained = (course.steps - resumed) * e.baseline.batch_size
+        trained = (course.steps - resumed) * e.baseline.step_rows
         facts = {
             "rows": len(train),
             "valid_rows": len(valid),
