@@ -135,7 +135,7 @@ class Writer:
             times.append(time.time())
             time.sleep(0.3)
             times.append(time.time())
-        time.sleep(0.3)
+        time.sleep(0.6)
         times.append(time.time())
         return self.artifact.write_part(
             pa.table({"row": [shard.start]}), shard.shard, shard.shards, facts={"times": times}
@@ -151,9 +151,13 @@ def test_a_worker_of_two_threads_writes_while_it_computes_the_next(tmp_path: Pat
     pool = resources(ClusterConfig(gpu=False), at_most=1)
     parts = run_shards(Writer, {"artifact": artifact}, [artifact], cut(0, 6, 1), pool, threads=2)[0]
     times = sorted(np.array([p.facts["times"] for p in parts]).tolist())
-    for (_, computed, written), (begun, ended, _) in itertools.pairwise(times):
+    pairs = list(itertools.pairwise(times))
+    for (_, computed, _), (begun, _, _) in pairs:
         assert begun >= computed, "one at a time on the device"
-        assert begun < written < ended + 0.3, "the next one begins before this one is written"
+    # Of five; a busy machine may begin one late, and one thread would begin all of them after the writing.
+    assert sum(begun < written for (_, _, written), (begun, _, _) in pairs) >= 3, (
+        "the next begins before this is written"
+    )
 
 
 @pytest.mark.ray
