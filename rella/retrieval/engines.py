@@ -57,6 +57,8 @@ def pairs_by_item(item: Ints, end: Ints, items: int) -> Longs:  # pragma: no cov
     """Return the (target, behaviour) pairs of each item as target: (items,)."""
     pairs = np.zeros(items, np.int64)
     for s in range(item.size):
+        if item[s] < 0 or item[s] >= items:
+            raise IndexError("a sample's item has no vector")
         pairs[item[s]] += end[s]
     return pairs
 

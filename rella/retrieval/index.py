@@ -23,6 +23,8 @@ def _frequencies(item: Ints, items: int) -> Longs:  # pragma: no cover - compile
     """As `np.bincount`, which would copy all behaviours to numbers of eight bytes."""
     found = np.zeros(items, np.int64)
     for i in item:
+        if i < 0 or i >= items:
+            raise IndexError("a behaviour's item has no vector")
         found[i] += 1
     return found
 

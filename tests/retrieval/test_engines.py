@@ -61,3 +61,14 @@ def test_the_expected_time_grows_with_the_work() -> None:
     assert 0 < seconds(index, half)[1] < seconds(index, whole)[1]
     assert not by_row(Index.of(vectors, histories, "l1"), whole).any()
     assert seconds(Index.of(vectors, histories, "l1"), whole)[0] == 0
+
+
+def test_items_without_a_vector_are_refused() -> None:
+    """By compiled loops that would write beyond their arrays."""
+    rng = np.random.default_rng(3)
+    vectors = gaussian(rng, 10, 4)
+    histories, (user, item, end) = world(rng, vectors, [6, 3], 5)
+    with pytest.raises(IndexError, match="behaviour's item has no vector"):
+        Index.of(vectors[: int(histories.item.max())], histories, "cosine")
+    with pytest.raises(IndexError, match="sample's item has no vector"):
+        by_row(Index.of(vectors, histories, "cosine"), Samples(user, item + np.int32(10), end))
