@@ -155,6 +155,8 @@ def build_baseline(
         if model is None:
             raise InputError("SIM's semantic search needs an LLM's item vectors; name it with --lm")
         retrieval = build(replace(e, history="retrieved"), raw, model, wording=wording)
+        # What makes the vectors is asked of the experiment, where `auto` would be no number.
+        e = replace(e, pca_dim=retrieval.experiment.pca_dim)
     prepare = prepare_stage(e, raw)
     inputs = {"data": prepare}
     if retrieval is not None and retrieval.retrieve is not None:

@@ -66,6 +66,15 @@ def test_a_search_feels_its_own_fields() -> None:
             assert (made(other).baseline.key != made(base).baseline.key) == (name in felt)
 
 
+def test_semantic_search_knows_the_size_of_its_vectors() -> None:
+    """`auto` is the LLM's matter: every stage of the baseline sees a number, and the keys are those of that number."""
+    auto = made(experiment("sim"))
+    assert auto.experiment.pca_dim == 512
+    given = made(replace(experiment("sim"), pca_dim=512))
+    assert [s.key for s in auto.stages()] == [s.key for s in given.stages()]
+    assert made(replace(experiment("sim"), pca_dim="none")).experiment.pca_dim == "none"
+
+
 @pytest.mark.parametrize("name", ["k", "shots", "seed", "data.seed", "data.subsets", "tune.select_on"])
 def test_the_experiment_s_fields_that_a_baseline_feels(name: str) -> None:
     base = experiment("din")

@@ -54,8 +54,9 @@ def only(storage: Path, stage: str, what: str) -> Artifact:
 
 @pytest.mark.ray
 def test_a_baseline_is_fitted_scored_and_found_again(storage: Path) -> None:
-    """SIM, whose neighbours come from SUBR, on the whole training split."""
-    code, out, figures = job(storage, "--model", "sim", "--seeds", "2", "--baseline.attention-size=16")
+    """SIM, whose neighbours come from SUBR, on the whole training split; as many dimensions as the LLM gives."""
+    words = ["--seeds", "2", "--baseline.attention-size=16", "--pca-dim=auto"]
+    code, out, figures = job(storage, "--model", "sim", *words)
     assert code == 0, out
     assert figures["baseline"] == "sim (semantic)"
     made = [line.split()[0] for line in out.splitlines() if " made " in line]
@@ -78,7 +79,7 @@ def test_a_baseline_is_fitted_scored_and_found_again(storage: Path) -> None:
     assert fitted.facts["steps"] == len(fitted.facts["losses"])
     assert fitted.facts["losses"][-1] < fitted.facts["losses"][0]
     assert fitted.facts["best_step"] in [v["step"] for v in fitted.facts["valid"]]
-    code, out, again = job(storage, "--model=sim", "--seeds=2", "--baseline.attention-size=16")
+    code, out, again = job(storage, "--model=sim", *words)
     assert code == 0, out
     assert out.count("baseline  found") == 2
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
