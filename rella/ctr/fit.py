@@ -1,8 +1,9 @@
 """Fits a CTR model, in one process or as one of several; scores samples with it.
 
 A step's batch is a slice of a permutation that depends on the seed and the epoch only, and its loss is the sum over its
-samples divided by their number, whoever computes which. So the number of workers changes the speed and not the curve,
-and a run that was killed goes on from its last checkpoint, on any number of workers, as if nothing had happened.
+samples divided by their number, whoever computes which. So the number of workers changes the speed and not the curve
+(dropout's masks alone belong to a worker: with them another number of workers is like another seed), and a run that was
+killed goes on from its last checkpoint, on any number of workers, as if nothing had happened.
 """
 
 from __future__ import annotations
