@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import punctuation
 from typing import Any
 
 from rella.config import Experiment
@@ -19,17 +20,28 @@ from rella.textctr.texts import FieldTexts, PromptText
 
 
 def wordpieces(texts: Sequence[str], size: int, longest: int) -> Any:  # noqa: ANN401 - transformers is untyped here
-    """BERT's kind: lower case, pieces of words, [CLS] first and [SEP] last."""
+    """BERT's kind: lower case, pieces of words, [CLS] first and [SEP] last; the same at each build."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    made.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+
+    def tokenizer_of(model: Any) -> Any:  # noqa: ANN401
+        made = Tokenizer(model)
+        made.normalizer = normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return made
+
+    draft = tokenizer_of(models.WordPiece(unk_token="[UNK]"))
+    letters = sorted({c for text in texts for c in draft.normalizer.normalize_str(text) if not c.isspace()})
+    # The trainer numbers letters inside words in the order of a hash table, and pairs as frequent by those numbers:
+    # all letters named beforehand, in order, have numbers of their own.
+    known = [*special, *letters, *(f"##{c}" for c in letters if c not in punctuation)]
+    draft.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=known, show_progress=False)
     )
+    # Anew from its pieces: the letters are no special tokens.
+    made = tokenizer_of(models.WordPiece(draft.get_vocab(), unk_token="[UNK]"))
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
