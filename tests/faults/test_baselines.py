@@ -32,21 +32,25 @@ GRU4REC: dict[str, Any] = {
     "shots": 1000,
     "baseline.model": "gru4rec",
     "baseline.batch_size": 2,
-    "baseline.max_epochs": 3,
+    "baseline.max_epochs": 4,
     "baseline.patience": "null",
     "baseline.checkpoint_seconds": 0.0,
 }
-"""500 steps an epoch, with a state at every report of progress (20 steps) and after each validation."""
+"""500 steps an epoch, with a state at every report of progress (20 steps) and after each validation.
+
+All runs are so long that no worker ends in the seconds it takes to notice that the driver is gone: its result would be
+taken as it is then, and nothing would have to go on.
+"""
 TEXT: dict[str, Any] = {
     "shots": 128,
     "textctr.max_tokens": 128,
     "textctr.batch_size": 8,
-    "textctr.max_epochs": 5,
+    "textctr.max_epochs": 15,
     "textctr.learning_rate": 1e-3,
     "textctr.checkpoint_seconds": 0.0,
 }
 """16 steps an epoch, with a state at each."""
-MLM: dict[str, Any] = {"textctr.mlm_batch_size": 8, "textctr.mlm_epochs": 5, "textctr.mlm_learning_rate": 1e-3}
+MLM: dict[str, Any] = {"textctr.mlm_batch_size": 8, "textctr.mlm_epochs": 15, "textctr.mlm_learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="session")
