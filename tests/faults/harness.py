@@ -172,10 +172,11 @@ class Running:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         # Ray's workers notice within two seconds, more on a busy machine; idle ones, and two of its agents, which only
-        # watch, take up to a minute.
+        # watch, take up to a minute. One that was about to leave waits ten seconds for an agent to take its metrics.
         _, left = psutil.wait_procs(below, timeout=10)
-        titles = [title_of(p).strip() for p in left]
-        busy = [t for t in titles if t.startswith("ray::") and "Agent" not in t and t != "ray::IDLE"]
+        if at_work(left):
+            _, left = psutil.wait_procs(left, timeout=10)
+        busy = at_work(left)
         assert not busy, f"still at work: {busy}"
         for process in left:
             process.kill()
@@ -196,6 +197,12 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def at_work(processes: list[psutil.Process]) -> list[str]:
+    """The titles of Ray's workers among processes, without those that have nothing to do."""
+    titles = [title_of(p).strip() for p in processes]
+    return [t for t in titles if t.startswith("ray::") and "Agent" not in t and t != "ray::IDLE"]
 
 
 def wait_random(most: float, seed: int) -> float:
