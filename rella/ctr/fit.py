@@ -27,7 +27,7 @@ from rella.ctr.batches import Batch, Batches, Rows
 from rella.errors import ArtifactError, InputError, TrainingError
 from rella.lm.checkpoints import Checkpoints, Course, TrainingState
 from rella.lm.ranks import join_shares, newest_state, write_on_first
-from rella.lm.tuning import Progress, epoch_order, validation_steps
+from rella.lm.tuning import Progress, epoch_order, seed_dropout, validation_steps
 from rella.lm.zero import MOMENTS, OptimiserState, Tensors
 from rella.metrics import evaluate
 
@@ -228,16 +228,17 @@ class Fitter:
 
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; return the mean loss over the whole batch, of all workers, as a scalar on the device."""
-        # Dropout masks: a function of seed, step and worker, so that a resumed run draws the same ones.
-        torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
-        self.optimiser.zero_grad(set_to_none=True)
+        seed_dropout(self.seed, step, self.rank, self.device)
+        for parameter in self.parameters.values():  # `zero_grad` does the same in four times the time.
+            parameter.grad = None
         place = step % self.steps_per_epoch
         rows = min(self.config.step_rows, len(self.train) - place * self.config.step_rows)
-        loss = torch.zeros((), device=self.device)
         if len(batch):
             loss = functional.binary_cross_entropy_with_logits(self.model(batch), batch.label, reduction="sum") / rows
             loss.backward()
-        loss = loss.detach()
+            loss = loss.detach()
+        else:
+            loss = torch.zeros((), device=self.device)
         if self.world > 1:
             loss = self._summed(loss)
         self.optimiser.step()

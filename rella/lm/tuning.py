@@ -139,6 +139,20 @@ def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
+def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Set a step's dropout masks: a function of seed, step and rank, so that a resumed run draws the same ones.
+
+    What `torch.manual_seed` draws, at a hundredth of its time: for every kind of accelerator that torch knows of and
+    that is not in use, that one writes down the Python stack from which it was called, 0.2 ms each.
+    """
+    drawn_from = ((seed * 1_000_003 + step) * 4_099 + rank) % 2**63
+    torch.default_generator.manual_seed(drawn_from)
+    if device.type == "cuda":
+        torch.cuda.default_generators[
+            torch.cuda.current_device() if device.index is None else device.index
+        ].manual_seed(drawn_from)
+
+
 def validation_steps(steps: int, per_epoch: int) -> set[int]:
     """Return after which of an epoch's `steps` (1 is the first) to validate: evenly spaced, the last one among them."""
     return {math.ceil(n * steps / per_epoch) for n in range(1, per_epoch + 1)}
@@ -302,8 +316,7 @@ class Tuner:
 
     def _train_on(self, batch: npt.NDArray[np.int64], step: int) -> tuple[float, bool]:
         """Return the batch's loss per answer token over all workers, and whether the time for a checkpoint has come."""
-        # Dropout masks: a function of seed, step and worker, so that a resumed run draws the same ones.
-        torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
+        seed_dropout(self.seed, step, self.rank, self.device)
         answer_tokens = sum(len(self.rows[i].answer) for i in batch)
         passes = cut(batch, self.lengths, self.limits, self.world, self.config.bucketing)
         self.passes.append(len(passes))

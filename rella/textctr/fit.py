@@ -22,7 +22,7 @@ from rella.errors import InputError, TrainingError
 from rella.lm.checkpoints import Course, TrainingState
 from rella.lm.encoding import token_batches
 from rella.lm.ranks import write_on_first
-from rella.lm.tuning import Progress, epoch_order, validation_steps
+from rella.lm.tuning import Progress, epoch_order, seed_dropout, validation_steps
 from rella.lm.zero import Tensors
 from rella.textctr.examples import Rows
 from rella.textctr.model import E, ScoringModel, TextModel, arithmetic, put_weights, weights_of
@@ -163,8 +163,7 @@ class TextFitter(Generic[E]):
 
     def _gradients(self, batch: Rows, step: int, epoch: int) -> tuple[float, float, bool]:
         """Take the gradients of the batch's summed loss; return the mean loss, its divisor, and the checkpoint vote."""
-        # Dropout masks: a function of seed, step and rank, so that a resumed run draws the same ones.
-        torch.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + self.rank) % 2**63)
+        seed_dropout(self.seed, step, self.rank, self.model.device)
         device = self.model.device
         # The sum of losses, what it is divided by, and the vote for a checkpoint of the one rank whose clock counts.
         total = torch.zeros(3, dtype=torch.float64, device=device)
