@@ -45,8 +45,10 @@ class _Counter:
             self.free += rows * free
             self.note = note or self.note
 
-    def set(self, topic: int, source: int, rows: int, note: str) -> None:
+    def set(self, topic: int, source: int, rows: int, note: str, found: int) -> None:
         if topic == self.topic:
+            # What a group that starts again finds was done while this bar ran.
+            self.free += found if source not in self.at else 0
             self.at[source] = rows
             self.note = note or self.note
 
@@ -111,9 +113,12 @@ class ProgressHandle:
         """Say that `rows` are there from before: they move the bar, and are no part of the rate."""
         self.counter.add.remote(self.topic, rows, "", True)
 
-    def report_at(self, source: int, rows: int, note: str = "") -> None:
-        """Say that `rows` of a source are done in all: fit for work that may start again; returns at once."""
-        self.counter.set.remote(self.topic, source, rows, note)
+    def report_at(self, source: int, rows: int, note: str = "", found: int = 0) -> None:
+        """Say that `rows` of a source are done in all: fit for work that may start again; returns at once.
+
+        Of these `found` were there from before, and are no part of the rate.
+        """
+        self.counter.set.remote(self.topic, source, rows, note, found)
 
     def end_at(self, source: int, rows: int) -> None:
         """Say that a source has come to its end, of `rows` in all: what it has not done is no part of the rate."""

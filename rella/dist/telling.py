@@ -51,7 +51,8 @@ class Telling:
         valid = f", {self.selected_on} AUC {now.valid['auc']:.4f}" if now.valid else ""
         scale = f", scale {now.loss_scale:g}" if now.loss_scale != 1 else ""
         note = f"{self.title}: epoch {now.epoch}, loss {now.loss:.4f}{scale}{valid}"
-        self.progress.report_at(self.number, now.rows, note)
+        resumed = now.course.resumed_at[-1] if now.course.resumed_at else 0
+        self.progress.report_at(self.number, now.rows, note, found=now.rows * resumed // max(1, now.step))
         self._follow(now)
         if now.valid:
             self.progress.measure(now.step, now.valid)

@@ -113,14 +113,17 @@ def test_progress_arrives_from_workers_and_stragglers_do_not_move_the_next_bar(
 
     with RemoteProgress("first", 10, "rows") as first:
         first.handle.report(4)
-    with RemoteProgress("second", 10, "rows") as second:
+    with RemoteProgress("second", 20, "rows") as second:
         first.handle.report(6)
         second.handle.report(3, "note")
         second.handle.kept(2)
         second.handle.report_at(0, 1)
         second.handle.end_at(0, 5)
+        # The second source goes on from 4 of an earlier driver; what its group finds at a later start is this bar's.
+        second.handle.report_at(1, 6, found=4)
+        second.handle.report_at(1, 8, found=7)
         looked = ray.get(second.handle.counter.look.remote())
-    assert looked == (3 + 2 + 5, "note", 2 + 4)
+    assert looked == (3 + 2 + 5 + 8, "note", 2 + 4 + 4)
 
 
 class Writer:
