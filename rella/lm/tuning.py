@@ -143,7 +143,7 @@ def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Set a step's dropout masks: a function of seed, step and rank, so that a resumed run draws the same ones.
 
     What `torch.manual_seed` draws, at a hundredth of its time: for every kind of accelerator that torch knows of and
-    that is not in use, that one writes down the Python stack from which it was called, 0.2 ms each.
+    that is not in use, that one writes down the Python stack from which it was called, 0.13 to 0.26 ms for three.
     """
     drawn_from = ((seed * 1_000_003 + step) * 4_099 + rank) % 2**63
     torch.default_generator.manual_seed(drawn_from)
