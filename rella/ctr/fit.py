@@ -229,8 +229,7 @@ class Fitter:
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; return the mean loss over the whole batch, of all workers, as a scalar on the device."""
         seed_dropout(self.seed, step, self.rank, self.device)
-        for parameter in self.parameters.values():  # What `zero_grad` does, in a tenth of the time.
-            parameter.grad = None
+        self.optimiser.zero_grad(set_to_none=True)
         place = step % self.steps_per_epoch
         rows = min(self.config.step_rows, len(self.train) - place * self.config.step_rows)
         if len(batch):

@@ -148,9 +148,7 @@ def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     drawn_from = ((seed * 1_000_003 + step) * 4_099 + rank) % 2**63
     torch.default_generator.manual_seed(drawn_from)
     if device.type == "cuda":
-        torch.cuda.default_generators[
-            torch.cuda.current_device() if device.index is None else device.index
-        ].manual_seed(drawn_from)
+        torch.cuda.manual_seed_all(drawn_from)
 
 
 def validation_steps(steps: int, per_epoch: int) -> set[int]:

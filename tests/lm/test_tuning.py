@@ -91,7 +91,7 @@ def test_the_masks_of_a_step_are_those_of_torch_s_own_seeding(monkeypatch: pytes
     # Pinned: other masks would be another course for a run that goes on from an older checkpoint.
     torch.manual_seed(((5 * 1_000_003 + 7) * 4_099 + 1) % 2**63)
     wanted = torch.rand(4)
-    # What made torch's own take 0.6 ms a step: a stack for each kind of accelerator that is not there.
+    # What torch's own spends its time on: a stack for each kind of accelerator that is not there.
     monkeypatch.setattr("traceback.format_stack", lambda: pytest.fail("a stack was written down"))
     seed_dropout(5, 7, 1, torch.device("cpu"))
     assert torch.equal(torch.rand(4), wanted)
